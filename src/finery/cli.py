@@ -1,0 +1,59 @@
+"""The words after `finery` choose a command; nothing heavy is imported until it is known."""
+
+import os
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from finery import __version__
+from finery.commands import command_names
+from finery.errors import UserError, suggestion
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 2 for what the user can mend, with one line for each complaint."""
+    # processes that share cores with others must not spin while they wait: a busy machine made steps ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words else "help"
+    try:
+        if name in ("-h", "--help"):
+            name = "help"
+        if name in ("-v", "--version"):
+            name = "version"
+        return _run(name, words)
+    except UserError as error:
+        for complaint in error.complaints:
+            print(f"error: {complaint}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (`finery options | head`) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _run(name: str, words: list[str]) -> int:
+    if name not in command_names():
+        raise UserError(_unknown(name))
+    from importlib import import_module
+
+    module = import_module(f"finery.commands.{name}")
+    parser = ArgumentParser(f"finery {name}", description=module.__doc__, allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    args, rest = parser.parse_known_args(words)
+    return module.run(args, rest)
+
+
+def _unknown(name: str) -> str:
+    import yaml
+
+    later = yaml.safe_load(Path(__file__).with_name("not_yet.yaml").read_text(encoding="utf-8"))["commands"]
+    if name in later:
+        return f"`finery {name}` is not built yet ({later[name]}); finery {__version__} has: {', '.join(command_names())}"
+    return f"there is no command {name!r}{suggestion(name, command_names())}; there are: {', '.join(command_names())}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

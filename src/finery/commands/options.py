@@ -1,0 +1,289 @@
+"""List every key of a run's file: type, default, range, choices and help."""
+
+import json
+import shutil
+import textwrap
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from finery.data.template import template_names
+from finery.errors import UserError, suggestion
+from finery.options import OptionGroup
+from finery.run import CALLBACKS, PARTS, all_options, never, not_yet, own_keys
+from finery.training.arguments import RENAMED, TrainerField, enum_values, trainer_fields
+
+Schema = dict[str, Any]
+LOOP = "the trainer's own"
+GROUPS = {
+    "choices": "which parts a run is made of",
+    "model": "the base model and its formats",
+    "data": "what is learnt",
+    "template": "how a conversation becomes text",
+    "loop": "steps, checkpoints, evaluations",
+    "generation": "how answers are drawn",
+    "export": "the merged model",
+    LOOP: "handed to the loop of Hugging Face's transformers as they are",
+}
+"""What each group is about; parts say it themselves."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, as JSON schema tells it: type, enum, limits, default, description."""
+
+    name: str
+    owner: str
+    schema: Schema
+    needed: bool = False
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What to show, and in which form."""
+    parser.add_argument("word", nargs="?", default="", help="only keys whose name or owner holds this word")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print docs/keys.md")
+    form.add_argument("--json-schema", action="store_true", help="print a JSON schema of a whole run file, for editors")
+
+
+def run(args: Namespace, words: list[str]) -> int:
+    """Print."""
+    if words:
+        raise UserError(f"finery options takes one word, found {' '.join(words)!r} as well")
+    if args.json_schema:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    else:
+        print(markdown() if args.markdown else listing(args.word, shutil.get_terminal_size((100, 24)).columns), end="")
+    return 0
+
+
+# ------------------------------------------------------------------ what there is
+
+
+@cache
+def all_keys() -> tuple[Key, ...]:
+    """Every key that can be set: our parts', then what is left to the trainer."""
+    own = [
+        Key(name, owner, _of_group(group, name), field.is_required())
+        for owner, group in all_options().items()
+        for name, field in group.model_fields.items()
+    ]
+    gone = own_keys() | not_yet()["keys"].keys() | never().keys() | RENAMED.keys()
+    return (*own, *(Key(name, LOOP, _of_field(field)) for name, field in trainer_fields().items() if name not in gone))
+
+
+def _choices() -> dict[str, list[str]]:
+    """Keys whose values are names of files, or of what transformers has."""
+    named = {key: registry.names() for registry, key in PARTS.values()}
+    return named | {"template": template_names(), "lr_scheduler_type": list(enum_values("SchedulerType"))}
+
+
+def _of_group(group: type[OptionGroup], name: str) -> Schema:
+    found = {key: value for key, value in group.model_json_schema()["properties"][name].items() if key != "title"}
+    about = {"description": found.pop("description", "")}
+    found.pop("default", None)
+    if not (field := group.model_fields[name]).is_required():
+        default = field.get_default(call_default_factory=True)
+        about["default"] = list(default) if isinstance(default, tuple) else default
+    if name in _choices():
+        found = {"type": "string", "enum": _choices()[name]}
+    elif found.get("type") == "array":
+        found = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
+    return found | about
+
+
+_TYPES = {"dict": "object", "list": "array", "bool": "boolean", "int": "integer", "float": "number", "str": "string"}
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+
+
+def _of_field(field: TrainerField) -> Schema:
+    variants: list[Schema] = [
+        {"type": _TYPES[kind]} | {_LIMITS[bound]: limit for bound, limit in field.range.items()} for kind in field.types
+    ]
+    if field.choices:
+        words: Schema = {"type": "string", "enum": list(field.choices)}
+        other = {"bool": {"type": "boolean"}, "list": {"type": "array", "items": words}}
+        variants = [words, *(other[kind] for kind in field.types if kind in other)]
+    typed = variants[0] if len(variants) == 1 else {"anyOf": variants}
+    return {**typed, "description": field.help, "default": field.default}
+
+
+# ------------------------------------------------------------------ in words
+
+_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def type_words(schema: Schema) -> str:
+    """`a whole number above 0`, `one of cpu, auto`: what a value may be."""
+    if schema.get("anyOf", [{}])[0].get("items") == {"type": "string"}:
+        return "a list, or text with commas"
+    if "anyOf" in schema:
+        variants = [type_words(variant) for variant in schema["anyOf"] if variant.get("type") != "null"]
+        return " or ".join(dict.fromkeys(variants))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "enum" in schema.get("items", {}):
+        return "a list of them"
+    limits = [f"{word} {schema[bound]:g}" for bound, word in _BOUNDS.items() if bound in schema]
+    return " ".join([_WORDS[schema["type"]], " and ".join(limits)]).strip()
+
+
+def default_words(key: Key) -> str:
+    """The default as one would write it in the file."""
+    if key.needed:
+        return "needed"
+    default = key.schema.get("default")
+    if isinstance(default, list):
+        return ", ".join(default) or "not set"
+    if default is None or default in ("", {}):
+        return "not set"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _title(owner: str) -> str:
+    kind, _, name = owner.partition(" ")
+    registry = {**{kind: registry for kind, (registry, _) in PARTS.items()}, "callback": CALLBACKS}.get(kind)
+    return f"{owner}: {registry.says(name) if registry else GROUPS[owner]}"
+
+
+def _by_owner(keys: Iterable[Key]) -> dict[str, list[Key]]:
+    groups: dict[str, list[Key]] = {}
+    for key in keys:
+        groups.setdefault(key.owner, []).append(key)
+    return groups
+
+
+# ------------------------------------------------------------------ for the terminal
+
+
+def listing(word: str, width: int) -> str:
+    """Plain text, wrapped at `width`; raises `UserError` where nothing holds `word`."""
+    word = word.lower().replace("-", "_")
+    shown = [key for key in all_keys() if word in key.name or word in key.owner]
+    lines: list[str] = []
+    for owner, keys in _by_owner(shown).items():
+        lines += [*textwrap.wrap(_title(owner), width), *(line for key in keys for line in _entry(key, width)), ""]
+    for title, texts in _rest(word):
+        lines += [
+            title,
+            *(line for text in texts for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")),
+            "",
+        ]
+    if not lines:
+        known = {key.name for key in all_keys()} | RENAMED.keys() | not_yet()["keys"].keys() | never().keys()
+        raise UserError(f"no key holds {word!r}{suggestion(word, known)}")
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _entry(key: Key, width: int) -> list[str]:
+    column = min(34, width // 3)
+    told = f"{type_words(key.schema)}; {default_words(key) if key.needed else 'default ' + default_words(key)}"
+    texts = [line for text in (told, key.schema["description"]) for line in textwrap.wrap(text, max(width - column, 20))]
+    name = f"  {key.name}".ljust(column)
+    first = [name + texts.pop(0)] if name[-1] == " " else [name]
+    return [*first, *(" " * column + text for text in texts)]
+
+
+def _rest(word: str) -> Iterator[tuple[str, list[str]]]:
+    """Old names and what does not work, each with a title, where anything of it holds `word`."""
+    old = [f"{name} = {new}" for name, new in sorted(RENAMED.items()) if word in name or word in new]
+    later = sorted(name for name in not_yet()["keys"] if word in name)
+    gone = [f"{', '.join(names)}: {instead}" for instead, names in _never_by_sentence(word).items()]
+    if old:
+        yield "old names that still work", old
+    if later:
+        yield "not built yet (a value that asks for nothing is accepted)", [", ".join(later)]
+    if gone:
+        yield "not needed, or never to come", gone
+
+
+def _never_by_sentence(word: str = "") -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, line in never().items():
+        if word in name:
+            groups.setdefault(line["instead"], []).append(name)
+    return groups
+
+
+# ------------------------------------------------------------------ for docs/keys.md
+
+_INTRODUCTION = """# Keys of a run's file
+
+<!-- drawn from the options by `make docs`; do not edit -->
+
+A run is one flat YAML or JSON file; each key below can also be written on the command line, as `key=value` or `--key value`.
+`finery options WORD` shows a part of this page in the terminal. `finery options --json-schema > keys.json` is for editors: with
+`# yaml-language-server: $schema=keys.json` as its first line a file is completed and checked while it is written.
+
+An empty value means the default; *not set* is a default that is itself empty. `${env:NAME}` and `${other_key}` are filled in.
+"""
+
+
+def markdown() -> str:
+    """The text of docs/keys.md."""
+    import transformers
+
+    parts = [_INTRODUCTION]
+    for owner, keys in _by_owner(all_keys()).items():
+        title, _, about = _title(owner).partition(": ")
+        if owner == LOOP:
+            about += f" (the names and texts of version {transformers.__version__})"
+        parts.append(f"## {title}\n\n{about[:1].upper()}{about[1:].rstrip('.')}.\n\n| key | value | default | meaning |\n|---|---|---|---|")
+        parts += [_row(key) for key in keys] + [""]
+    old = [f"| `{name}` | `{new}` |" for name, new in sorted(RENAMED.items())]
+    parts += ["## Old names that still work\n", "| written | means |", "|---|---|", *old, ""]
+    later = ", ".join(f"`{name}`" for name in sorted(not_yet()["keys"]))
+    parts.append(f"## Not built yet\n\nEach of these is accepted where its value asks for nothing, such as its default.\n\n{later}\n")
+    gone = [f"- {', '.join(f'`{name}`' for name in names)}: {instead}." for instead, names in _never_by_sentence().items()]
+    return "\n".join([*parts, "## Not needed, or never to come\n", *gone, ""])
+
+
+def _row(key: Key) -> str:
+    meaning = key.schema["description"].replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return f"| `{key.name}` | {type_words(key.schema)} | {default_words(key)} | {meaning} |"
+
+
+# ------------------------------------------------------------------ for editors
+
+
+def json_schema() -> Schema:
+    """A JSON schema (draft 2020-12) of a whole run file."""
+    properties: dict[str, Schema] = {key.name: _property(key) for key in all_keys()}
+    properties |= {
+        old: {"$ref": f"#/properties/{new}", "deprecated": True, "description": f"Old name of {new}."} for old, new in RENAMED.items()
+    }
+    for name, default in not_yet()["keys"].items():
+        allowed = [default, None] if default is not None else [None, False]
+        properties[name] = {"enum": allowed, "default": default, "deprecated": True, "description": "Not built yet."}
+    for name, line in never().items():
+        allowed = {} if line.get("harmless") else {"enum": [line["default"], None] if line["default"] is not None else [None, False]}
+        properties[name] = {**allowed, "default": line["default"], "deprecated": True, "description": f"Not needed: {line['instead']}."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A run of Finery",
+        "type": "object",
+        "properties": properties,
+        "required": [key.name for key in all_keys() if key.needed],
+        "additionalProperties": False,
+        "$defs": {
+            "filled": {"description": "Filled in from the environment or from another key.", "type": "string", "pattern": r"\$\{.+\}"}
+        },
+    }
+
+
+def _property(key: Key) -> Schema:
+    """Beside its own values a key may be empty, or be filled in."""
+    about = {name: key.schema[name] for name in ("description", "default") if name in key.schema}
+    typed = {name: value for name, value in key.schema.items() if name not in about}
+    variants = [variant for variant in typed.get("anyOf", [typed]) if variant.get("type") != "null"]
+    return {**about, "anyOf": [*variants, {"type": "null"}, {"$ref": "#/$defs/filled"}]}

@@ -1,0 +1,54 @@
+"""Train a model as a YAML file says."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from finery.log import get_logger
+from finery.run import Run
+
+log = get_logger(__name__)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """All words are the run's."""
+    parser.usage = "finery train RUN.yaml [key=value | --key value] ...    (keys: finery options)"
+
+
+def run(args: Namespace, words: list[str]) -> int:
+    """Check the run, then train here or once for every device."""
+    from finery.launch import needs_torchrun, torchrun
+
+    checked = Run.read(words, trains=True)
+    if needs_torchrun():
+        return torchrun(words)
+    train(checked)
+    return 0
+
+
+def train(run: Run) -> Path:
+    """The whole story; returns the output folder."""
+    from transformers import set_seed
+
+    from finery.data.load import load_sets
+    from finery.data.rows import ROWS
+    from finery.data.template import load_template
+    from finery.models.load import fit_vocabulary, load_model
+    from finery.models.tokenizer import load_tokenizer
+    from finery.training.session import Session
+
+    session = Session(run.loop, run.trainer, run.model, run.adapter)  # folder, device, precision, where to start
+    found = session.source()
+    tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
+    own_template = str(tokenizer.chat_template or "")
+    template = load_template(run.template, tokenizer)
+    session.tell_template(template, tokenizer, own_template, run.template.template)
+    rows = ROWS[run.method.rows](template, run.data.cutoff_len)
+    sets = load_sets(run.data, rows, run.loop.seed, run.model.download, session.token_key(template, tokenizer))
+    set_seed(run.loop.seed)
+    model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code)
+    new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)
+    model = run.adapter.apply(model, found.adapters, new_tokens)
+    model = session.set_formats(model)
+    trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.watchers)
+    session.write_settings(run.resolved(session.decided))
+    return session.work(trainer, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

@@ -1,0 +1,1 @@
+"""Data: files and hubs become records, samples, rows and batches."""

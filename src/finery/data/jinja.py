@@ -1,0 +1,246 @@
+"""The tokenizer's own Jinja template, with a verified mask of the assistant's tokens."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from finery.data.sample import BadRecord, Message, Sample
+from finery.data.template import Template, Turn
+from finery.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE_ANSWER = "A short probe answer"
+_QUESTION = {"role": "user", "content": "A question"}
+_CALL = Message("function", '{"name": "look", "arguments": {"at": "it"}}')
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """The marks that close an answer and are learnt, text before them, and how many tokens follow them at most."""
+
+    marks: list[int]
+    lead: tuple[int, ...] = ()
+    num_after: int = 0
+
+    def find(self, ids: list[int], start: int, limit: int, size: int) -> int | None:
+        """Where the last marks in `ids[start:limit]` ends, if they close a turn that ends at `size`."""
+        end = _last(ids, self.marks, start, limit)
+        return end if end is not None and size - end <= self.num_after else None
+
+
+class JinjaTemplate(Template):
+    """Renders with the model's own template and trains on what serving will feed.
+
+    A conversation is one row where, for every answer, the prompt that serving feeds and the finished answer are a
+    prefix of the whole, in tokens. Where the template rewrites history, each answer becomes a row of its own.
+    """
+
+    name = "the model's own"
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self._markers = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
+        self._eos = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+        try:
+            self._ending = self._find_ending()
+        except BadRecord as error:
+            raise UserError(f"'template' is needed, since even a question and its answer do not fit the model's own: {error}") from None
+        self._call_ending = self._find_call_ending()
+        self.stop_ids = frozenset([*self._ending.marks[-1:], *self._call_ending.marks[-1:], *self._eos])
+
+    @property
+    def jinja(self) -> str | None:
+        """The tokenizer's own; nothing where it has several, which are then saved as they are."""
+        return self.tokenizer.chat_template if isinstance(self.tokenizer.chat_template, str) else None
+
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
+        """The rendering with the generation prompt, tokenised whole; raises `UserError` where the template refuses."""
+        try:
+            return self._ids(self._render(_dicts(messages, system), tools, prompt=True))
+        except BadRecord as error:
+            raise UserError(str(error)) from None
+
+    def encode(self, sample: Sample) -> list[list[Turn]]:
+        """One conversation where history stands, else one per answer."""
+        messages = _dicts(sample.messages, sample.system)
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise BadRecord("there is no answer to learn")
+        prompts = {place: self._ids(self._render(messages[:place], sample.tools, prompt=True)) for place in answers}
+        turns = self._whole(messages[: answers[-1] + 1], prompts, sample.tools)
+        rows = [turns] if turns else [[self._alone(messages, place, prompt, sample.tools)] for place, prompt in prompts.items()]
+        for place, turn in zip(answers, (turn for row in rows for turn in row), strict=True):
+            self._see_calls(messages[place], turn)
+        return rows
+
+    def _see_calls(self, message: dict[str, Any], turn: Turn) -> None:
+        """Some templates drop tool calls without a word; an empty answer is not what should be learnt."""
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in self._text(turn.target):
+                raise BadRecord("the model's chat template does not write tool calls")
+
+    def _whole(self, messages: list[dict[str, Any]], prompts: dict[int, list[int]], tools: str) -> list[Turn] | None:
+        """The whole conversation as turns, or nothing where some prompt or finished answer is not a prefix of it."""
+        whole = self._ids(self._render(messages, tools))
+        turns, begin = [], 0
+        for place, prompt in prompts.items():
+            start, ending = len(prompt), self._ending_of(messages[place])
+            if start < begin or whole[:start] != prompt:
+                return None
+            if place == len(messages) - 1:
+                target, tail = self._closed(whole[start:], messages[place])
+                return [*turns, Turn(whole[begin:start], target, tail)]
+            finished = self._ids(self._render(messages[: place + 1], tools))
+            # a template may leave the last answer open: then its ending is the first of what follows in the whole
+            end = ending.find(whole, start, _shared(whole, finished) + len(ending.marks), len(finished))
+            if end is None:
+                return None
+            turns.append(Turn(whole[begin:start], whole[start:end]))
+            begin = end
+        return None
+
+    def _alone(self, messages: list[dict[str, Any]], place: int, prompt: list[int], tools: str) -> Turn:
+        """One answer after exactly the prompt that serving feeds."""
+        before = self._render(messages[:place], tools, prompt=True)
+        after = self._render(messages[: place + 1], tools)
+        finished = self._ids(after)
+        if finished[: len(prompt)] == prompt:
+            rest = finished[len(prompt) :]
+        elif after.startswith(before):
+            rest = self._ids(after[len(before) :])
+        else:
+            header = self._render(messages[:place], tools)
+            rest = self._continued(messages[place], prompt, finished if after.startswith(header) else [])
+        return Turn(prompt, *self._closed(rest, messages[place]))
+
+    def _continued(self, message: dict[str, Any], prompt: list[int], finished: list[int]) -> list[int]:
+        """The answer where the prompt is not the beginning of the finished turn, such as one that opens a thought.
+
+        `finished` is empty where the template rewrites what comes before the answer, too.
+        """
+        content = str(message["content"])
+        common = _shared(prompt, finished)
+        rest, extra = finished[common:], prompt[common:]
+        if not finished and "tool_calls" in message:
+            raise BadRecord("the model's chat template rewrites what comes before this call: what to learn cannot be told")
+        if content.strip() not in self._text(rest):
+            rest = [*self._ids(content), *self._ending.lead]  # the template leaves a part out, such as the thought, or rewrites everything
+        if not finished:
+            return rest
+        overlap = next((size for size in range(len(extra), 0, -1) if rest[:size] == extra[-size:]), 0)
+        opened = re.search(r"<([\w:]+)>\s*$", self._text(extra))
+        if opened and not overlap and (closing := f"</{opened[1]}>") not in self._text(rest):
+            return self._ids(f"\n{closing}\n\n") + rest  # an answer without a thought closes the one that the prompt opens
+        return rest[overlap:]
+
+    def _closed(self, rest: list[int], message: dict[str, Any]) -> tuple[list[int], tuple[int, ...]]:
+        """An answer up to its ending, which is added where the template does not write it, and what follows."""
+        ending = self._ending_of(message)
+        end = ending.find(rest, 0, len(rest), len(rest))
+        return (rest + ending.marks, ()) if end is None else (rest[:end], tuple(rest[end:]))
+
+    def _ending_of(self, message: dict[str, Any]) -> _Ending:
+        return self._call_ending if "tool_calls" in message else self._ending
+
+    def _find_ending(self) -> _Ending:
+        """The first marker after an answer, together with the end token where that follows directly.
+
+        What history keeps counts first. A template that leaves the last answer open closes it with what stands
+        before the next question; where nothing does, the end token is added.
+        """
+        answer = {"role": "assistant", "content": _PROBE_ANSWER}
+        after = self._render([_QUESTION, answer]).rpartition(_PROBE_ANSWER)[2]
+        later = self._render([_QUESTION, answer, {"role": "user", "content": "Another"}]).rpartition(_PROBE_ANSWER)[2]
+        ids, following = self._ids(after), self._ids(later)
+        for kept in (_shared(ids, following), len(ids)):
+            first = next((at for at in range(kept) if ids[at] in self._markers), None)
+            if first is not None:
+                run = next((at for at in range(first, kept) if ids[at] not in self._markers), kept)
+                end = _last(ids, self._eos, first, run) or first + 1
+                return _Ending(ids[first:end], tuple(ids[:first]), len(ids) - end)
+        following = self._ids(later.removeprefix(after))[:1]
+        return _Ending(following if self._markers.intersection(following) else self._eos, tuple(ids))
+
+    def _find_call_ending(self) -> _Ending:
+        """As an answer's, unless the template closes a call in another way."""
+        question, call, result = _dicts([Message("user", "A question"), _CALL, Message("observation", "found")], "")
+        try:
+            prompt = self._ids(self._render([question], prompt=True))
+            finished = self._ids(self._render([question, call]))
+            longer = self._ids(self._render([question, call, result]))
+        except BadRecord:
+            return self._ending
+        for stop in (self._ending.marks[-1:], self._eos):
+            end = _last(finished, stop, len(finished) - 3, len(finished))
+            if end is not None:
+                return _Ending(stop, num_after=len(finished) - end)
+        if len(longer) <= len(finished) or longer[: len(finished)] != finished:
+            return self._ending
+        following = longer[len(finished)]
+        if following in self._markers and following not in prompt:
+            return _Ending([following])  # such as GLM's <|observation|>
+        return _Ending(finished[-1:]) if finished[-1] in self._markers else self._ending
+
+    def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tools=_tools(tools), tokenize=False, add_generation_prompt=prompt))
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
+            raise BadRecord(f"the model's chat template refuses it: {error}") from None
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """How many tokens two lists begin with in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _last(ids: list[int], ending: list[int], start: int, limit: int) -> int | None:
+    """Where the last `ending` that begins at `start` or later and ends by `limit` ends."""
+    size = len(ending)
+    ends = (at for at in range(min(limit, len(ids)), start + size - 1, -1) if size and ids[at - size : at] == ending)
+    return next(ends, None)
+
+
+def _dicts(messages: Sequence[Message], system: str) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: tool calls and tool results have roles of their own."""
+    found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for message in messages:
+        if message.role == "function":
+            found.append({"role": "assistant", "content": "", "tool_calls": _calls(message.content)})
+        else:
+            found.append({"role": "tool" if message.role == "observation" else message.role, "content": message.content})
+    return found
+
+
+def _calls(text: str) -> list[dict[str, Any]]:
+    """Tool calls as chat templates read them; arguments written as JSON text, as OpenAI does, are read."""
+    try:
+        calls = json.loads(text)
+        found = []
+        for call in calls if isinstance(calls, list) else [calls]:
+            arguments = call["arguments"]
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            found.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+        return found
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise BadRecord("a function call should be JSON with 'name' and 'arguments'") from None
+
+
+def _tools(text: str) -> list[Any] | None:
+    """Function schemas as chat templates read them: each wrapped as OpenAI does."""
+    tools = json.loads(text) if text.strip() else None
+    if not tools:
+        return None
+    tools = tools if isinstance(tools, list) else [tools]
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]

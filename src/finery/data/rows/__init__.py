@@ -1,0 +1,5 @@
+"""Kinds of rows: what `Method.rows` names is a file here."""
+
+from finery.registry import Registry
+
+ROWS = Registry(__name__)

@@ -1,0 +1,100 @@
+"""Templates: a conversation becomes pieces of tokens, and which of them are learnt."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finery.data.sample import Message, Sample
+from finery.errors import UserError, suggestion
+from finery.options import OptionGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+class TemplateOptions(OptionGroup):
+    template: str | None = None
+    """The chat template: a name, or nothing for the tokenizer's own."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Token ids of one round: what is read, what is learnt, and what follows without being learnt."""
+
+    source: list[int]
+    target: list[int]
+    tail: tuple[int, ...] = ()
+
+
+class Template(ABC):
+    """Turns conversations into tokens, the same for training and for serving."""
+
+    name: str
+    stop_ids: frozenset[int]  # generation ends at any of these
+
+    @abstractmethod
+    def encode(self, sample: Sample) -> list[list[Turn]]:
+        """The conversations to train on: one, or one per answer; raises `BadRecord`."""
+
+    @abstractmethod
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
+        """What serving feeds before the next answer; `messages` ends with a user's or a tool's turn."""
+
+    @property
+    @abstractmethod
+    def jinja(self) -> str | None:
+        """The Jinja template that gives the same text, to be saved with the model."""
+
+
+def template_names() -> list[str]:
+    """What `template:` may say."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def check_name(name: str) -> None:
+    """Raise a `UserError` where no template has this name."""
+    if name not in template_names():
+        hint = suggestion(name, template_names()) or f"; there are: {', '.join(template_names())}."
+        raise UserError(f"no template is called {name!r}{hint} Leave 'template' out to use the model's own")
+
+
+def load_template(options: TemplateOptions, tokenizer: "PreTrainedTokenizerBase") -> Template:
+    """The template of a run. A named one may give the tokenizer stop words, an end and a pad token.
+
+    Raises `UserError` for an unknown name and for a tokenizer that has no template of its own.
+    """
+    if options.template is None and tokenizer.chat_template:
+        return import_module("finery.data.jinja").JinjaTemplate(tokenizer)
+    check_name(name := options.template or "default")
+    return import_module("finery.data.slots").SlotTemplate.load(name, tokenizer)
+
+
+PROBE = (Message("user", "What is one and one?"), Message("assistant", "Two."), Message("user", "And two and two?"))
+
+
+def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", own: str | None) -> str:
+    """How a named template's prompt differs from that of the model's own Jinja `own`; empty where it does not."""
+    if not own or own == template.jinja:
+        return ""
+    from jinja2 import TemplateError
+
+    messages = [{"role": message.role, "content": message.content} for message in PROBE]
+    try:
+        text = tokenizer.apply_chat_template(messages, chat_template=own, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        return f"the model's own cannot write a plain conversation ({error})"
+    theirs = tokenizer(str(text), add_special_tokens=False)["input_ids"]
+    ours = template.prompt_ids(list(PROBE))
+    if ours == theirs:
+        return ""
+    place = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+
+    def around(ids: list[int]) -> str:
+        token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"
+        return f"{token!r} (in {tokenizer.decode(ids[max(place - 3, 0) : place + 4])!r})"
+
+    return f"token {place} is {around(ours)}, where the model's own template has {around(theirs)}"

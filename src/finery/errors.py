@@ -1,0 +1,43 @@
+"""What can go wrong that a user can mend; all else is a bug and crashes loudly."""
+
+import re
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One or several complaints, a line each; printed without a traceback, exit code 2."""
+
+    def __init__(self, *complaints: str) -> None:
+        super().__init__("\n".join(complaints))
+        self.complaints = list(complaints)
+
+    @classmethod
+    def raise_any(cls, complaints: Iterable[str]) -> None:
+        """Raise all complaints at once, each once, in the order given; do nothing where there are none."""
+        if once := list(dict.fromkeys(complaints)):
+            raise cls(*once)
+
+
+def in_order(complaints: Iterable[str]) -> list[str]:
+    """Each complaint once: those with a line first, as the file goes, then the command line's, then those without a place."""
+
+    def place(complaint: str) -> tuple[int, int]:
+        found = re.match(r".+?:(\d+): ", complaint)
+        return (0, int(found[1])) if found else (1 if complaint.startswith(("command line: ", "Python: ")) else 2, 0)
+
+    return sorted(dict.fromkeys(complaints), key=place)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """` did you mean 'x'?` for the nearest of `known`, or nothing."""
+    near = nearest(word, sorted(known))
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The most alike of `known` where one is alike; capitals do not count, and of equals the first is taken."""
+    from difflib import get_close_matches
+
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), names, n=1, cutoff=0.7)
+    return names[near[0]] if near else None

@@ -1,0 +1,55 @@
+"""Files and folders: where caches lie, digests, and writes that are either whole or not there."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """Finery's own cache: `FINERY_CACHE`, else a folder in the user's cache folder."""
+    base = os.environ.get("FINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "finery"
+    return Path(base).expanduser()
+
+
+def digest(*parts: str | bytes | Path) -> str:
+    """A name for content: blake2b over texts, bytes and the bytes of files, 32 hex digits."""
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        whole.update(len(content).to_bytes(8, "little"))
+        whole.update(content)
+    return whole.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; it takes the place of `path` only when the block ends well."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+        beside.replace(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def usual_modes(folder: Path) -> None:
+    """Let weights be read by whoever may read the files beside them: safetensors 0.8 writes them for their owner alone."""
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    for path in folder.glob("*.safetensors"):
+        if others:
+            path.chmod(others[0].stat().st_mode)

@@ -1,0 +1,63 @@
+"""What an adapter is: it makes a model trainable, and merges what was trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finery.options import Finding, OptionGroup
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Adapter(ABC):
+    """A way to train a model. The flags say what a run may expect of it."""
+
+    takes_adapters = False  # adapter_name_or_path makes sense
+    frozen_base = False  # the base's weights are not trained: they may be held in half precision
+    model_file = "model.safetensors"  # what a finished output folder holds
+    config_file = "config.json"
+
+    Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def apply(self, model: Any, folders: Sequence[Path] = (), new_tokens: range = range(0)) -> Any:
+        """Make `model` trainable, starting from the adapters in `folders`; `new_tokens` are ids that it never saw."""
+
+    def merge(self, model: Any, folders: Sequence[Path]) -> Any:
+        """The model with what was trained in it, as a plain model."""
+        return model
+
+    def decided(self) -> Mapping[str, tuple[Any, str]]:
+        """Keys whose value follows from others: the value and why."""
+        return {}
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """What does not fit together with other keys."""
+        yield from ()
+
+
+def set_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the weights that are trained in `dtype`."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def module_names(model: Any) -> dict[str, list[str]]:
+    """Linear layers by their last name, without the output head: `{"q_proj": ["model.layers.0.self_attn.q_proj", …]}`."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and name:
+            found.setdefault(name.rpartition(".")[2], []).append(name)
+    return found

@@ -1,0 +1,170 @@
+"""A name becomes a model: folder, config, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from finery.compat import quiet_transformers
+from finery.errors import UserError
+from finery.hub import fetch
+from finery.log import get_logger
+from finery.options import CommaList, Finding, OptionGroup
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+log = get_logger(__name__)
+
+
+class ModelOptions(OptionGroup):
+    model_name_or_path: str
+    """The base model: a folder, or a name on the hub."""
+    adapter_name_or_path: CommaList = ()
+    """Adapters to start from: all but the last are merged, the last is trained on (or all are merged)."""
+    cache_dir: str | None = None
+    """Where downloads are kept."""
+    model_revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    hf_hub_token: str | None = None
+    """Access token for Hugging Face."""
+    ms_hub_token: str | None = None
+    """Access token for ModelScope."""
+    om_hub_token: str | None = None
+    """Access token for openMind (Modelers)."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off: such a model is refused."""
+    resize_vocab: bool = False
+    """Let the embeddings grow where the tokenizer knows more tokens than the model."""
+    upcast_layernorm: bool = False
+    """Keep normalisation weights in fp32."""
+    pure_bf16: bool = False
+    """Train with bf16 weights throughout, without fp32 copies."""
+    infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Number format in chat and of exported weights; auto: the model's own where the device computes it."""
+
+    @property
+    def download(self) -> dict[str, Any]:
+        """What `finery.hub.fetch` needs to know."""
+        return {"cache_dir": self.cache_dir, "tokens": {"hf": self.hf_hub_token, "ms": self.ms_hub_token, "om": self.om_hub_token}}
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """Only an adapter method can take adapters; folders that are named must be there."""
+        if self.adapter_name_or_path and not run.adapter.takes_adapters:
+            yield Finding("adapter_name_or_path", f"needs 'finetuning_type: lora', found {run.choices.finetuning_type!r}")
+        yield from _check_folder("model_name_or_path", self.model_name_or_path, ("config.json", "adapter_config.json"))
+        for name in self.adapter_name_or_path:
+            yield from _check_folder("adapter_name_or_path", name, ("adapter_config.json",))
+
+
+def _check_folder(key: str, name: str, needed: Sequence[str]) -> Iterator[Finding]:
+    """What is wrong with a name, as far as the disk tells: one that looks like a path is never asked of a hub."""
+    folder = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    if not name.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        try:
+            folder = fetch(name, kind="model")
+        except UserError as error:
+            yield Finding(key, f"cannot be used: {error}")
+            return
+    if folder.is_dir() and not any((folder / file).exists() for file in needed):
+        yield Finding(key, f"names {folder}, which holds no {' or '.join(needed)}")
+
+
+def locate_model(options: ModelOptions) -> Path:
+    """The base model's folder, downloaded where needed."""
+    return fetch(options.model_name_or_path, kind="model", revision=options.model_revision, **options.download)
+
+
+def locate_adapters(options: ModelOptions) -> list[Path]:
+    """The folders of `adapter_name_or_path`, each checked to hold an adapter."""
+    folders = [fetch(name, kind="model", **options.download) for name in options.adapter_name_or_path]
+    for folder in folders:
+        if not (folder / "adapter_config.json").exists():
+            raise UserError(f"'adapter_name_or_path': {folder} holds no adapter (no adapter_config.json)")
+    return folders
+
+
+def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """A causal language model with weights of one `dtype`, on the CPU; raises `UserError`, also where a weight is not there."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{folder} brings its own code; set 'trust_remote_code: true' if you trust it") from None
+        raise UserError(f"{folder} holds no causal language model that can be loaded: {str(error).splitlines()[0]}") from None
+    model, found = loaded
+    # transformers would fill such weights with random numbers
+    if lacking := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(f"{folder} holds no weights that fit its config.json for {lacking[0]}{more}")
+    return model
+
+
+def own_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:
+    """The number format that a model's weights are saved in; fp32 where its config does not say."""
+    import torch
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).dtype
+    found = getattr(torch, found) if isinstance(found, str) else found
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def fit_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, resize: bool) -> range:
+    """Let embeddings grow for tokens that they have no row for; returns the ids that are new to the model.
+
+    They grow to a multiple of 64. Without `resize` they do so only since an id without a row could not be trained
+    at all, and that is said.
+    """
+    num_rows = int(model.get_input_embeddings().weight.shape[0])
+    new = range(num_rows, len(tokenizer))
+    if new:
+        if not resize:
+            log.warning("the tokenizer has %d tokens that the model has no row for: the embeddings grow ('resize_vocab: true')", len(new))
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+        _start_at_mean(model, new)
+    return new
+
+
+def _start_at_mean(model: Any, new: range) -> None:
+    """New rows start as the mean of the old ones, with a little noise so that they can part; what fills up to 64 is the mean itself."""
+    import torch
+
+    for layer in {
+        id(layer): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    }.values():
+        weight = layer.weight.data
+        mean = weight[: new.start].float().mean(0)
+        noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
+        weight[new.start :] = mean.to(weight.dtype)
+        weight[new.start : new.stop] = (mean + noise.to(mean.device)).to(weight.dtype)
+
+
+def upcast_norms(model: torch.nn.Module) -> None:
+    """Hold normalisation weights in fp32, and compute with them there: modules with nothing but vectors whose name says norm or ln."""
+    import torch
+
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(path, recurse=False))
+        if own and all(weight.ndim == 1 and ("norm" in name or "ln" in name) for name, weight in own.items()):
+            if any(weight.dtype != torch.float32 for weight in own.values()):
+                _compute_in_fp32(module)
+            for weight in own.values():
+                weight.data = weight.data.float()
+
+
+def _compute_in_fp32(norm: torch.nn.Module) -> None:
+    """What comes out keeps the format of what went in: the next layer has no weights in fp32."""
+    forward = norm.forward
+
+    def upcast(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return forward(hidden.float(), *args, **kwargs).to(hidden.dtype)
+
+    norm.forward = upcast

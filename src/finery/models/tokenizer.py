@@ -1,0 +1,40 @@
+"""Tokenizers, loaded from a folder or a hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finery.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder, padding on the right for training; raises `UserError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, padding_side="right")
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{folder} brings its own code; set 'trust_remote_code: true' if you trust it") from None
+        raise UserError(f"{folder} holds no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
+    if isinstance(tokenizer.chat_template, dict):  # several under names: the one that is used without a name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path, jinja: str | None) -> None:
+    """Save with the template that was really used; the class name is one that transformers 4 knows, too."""
+    import json
+
+    if jinja is not None:
+        tokenizer.chat_template = jinja
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

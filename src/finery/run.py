@@ -1,0 +1,282 @@
+"""Everything one run needs: each chosen part claims its own keys, the rest is the trainer's."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finery.data.load import DataOptions
+from finery.data.template import TemplateOptions, template_names
+from finery.engines import ENGINES
+from finery.engines.base import Engine, GenerationOptions
+from finery.errors import UserError, in_order, nearest, suggestion
+from finery.log import get_logger
+from finery.methods import METHODS
+from finery.methods.base import Method
+from finery.models.adapters import ADAPTERS
+from finery.models.adapters.base import Adapter
+from finery.models.export import ExportOptions
+from finery.models.load import ModelOptions
+from finery.options import NEEDED, Entry, Finding, Keys, OptionGroup, one_of
+from finery.reader import gather_keys
+from finery.registry import Registry
+from finery.training.arguments import RENAMED, LoopOptions, claim_trainer_keys, trainer_fields
+from finery.training.callbacks import CALLBACKS
+from finery.training.output import Line
+
+log = get_logger(__name__)
+
+
+class Choices(OptionGroup):
+    stage: str = "sft"
+    """The training method."""
+    finetuning_type: str = "lora"
+    """What is trained: an adapter, some layers, or all."""
+    infer_backend: str = "huggingface"
+    """The engine that generates text."""
+
+
+GROUPS: dict[str, type[OptionGroup]] = {
+    "choices": Choices,
+    "model": ModelOptions,
+    "data": DataOptions,
+    "template": TemplateOptions,
+    "loop": LoopOptions,
+    "generation": GenerationOptions,
+    "export": ExportOptions,
+}
+"""Options that every run has; the parts' own come with the parts."""
+
+PARTS: dict[str, tuple[Registry, str]] = {
+    "method": (METHODS, "stage"),
+    "adapter": (ADAPTERS, "finetuning_type"),
+    "engine": (ENGINES, "infer_backend"),
+}
+"""Parts that a key chooses."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was chosen and set, checked; nothing has been loaded yet."""
+
+    choices: Choices
+    model: ModelOptions
+    data: DataOptions
+    template: TemplateOptions
+    loop: LoopOptions
+    generation: GenerationOptions
+    export: ExportOptions
+    method: Method
+    adapter: Adapter
+    engine: type[Engine]
+    watchers: Mapping[str, OptionGroup]  # options of the callbacks, by name
+    trainer: Mapping[str, Any]  # what is handed to TrainingArguments as it is
+    written: Mapping[str, Entry]  # the user's keys, each with its place
+
+    @classmethod
+    def read(cls, words: Iterable[str], *, trains: bool = False) -> "Run":
+        """From a command line: a file, then overrides. Raises `UserError` with all complaints at once.
+
+        Only where the run `trains` (or evaluates) must its data and its loop fit together: the same file serves chat
+        and export, perhaps on a machine that has no data.
+        """
+        complaints: list[str] = []
+        return cls.from_keys(gather_keys(words, complaints), complaints, trains=trains)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], *, trains: bool = False) -> "Run":
+        """From Python; see `read`."""
+        complaints: list[str] = []
+        return cls.from_keys(gather_keys(mapping, complaints), complaints, trains=trains)
+
+    @classmethod
+    def from_keys(cls, written: Keys, unread: Iterable[str] = (), *, trains: bool = False) -> "Run":
+        """Let every chosen part claim its keys, then hear what the parts have to say about each other.
+
+        `unread` is what the reader has to complain about. All complaints are told at once: keys with a fault have
+        their defaults while the others are looked at.
+        """
+        complaints = list(unread)
+        keys = _new_names(written, complaints)
+        renamed = dict(keys)
+        groups = {name: group.claim(keys, complaints) for name, group in GROUPS.items()}
+        parts = {
+            name: _choose(registry, getattr(groups["choices"], key), key, keys, written, complaints)
+            for name, (registry, key) in PARTS.items()
+        }
+        watchers = {name: CALLBACKS[name].Options.claim(keys, complaints) for name in CALLBACKS.names()}
+        _answer_listed(keys, complaints)  # before the trainer takes what it would not honour here
+        trainer = claim_trainer_keys(keys, complaints)
+        _answer_rest(keys, complaints)
+        run = cls(**groups, **parts, watchers=watchers, trainer=trainer, written=renamed)  # type: ignore[arg-type]
+        UserError.raise_any(in_order(run._check(complaints, trains)))
+        return run
+
+    def source(self, key: str) -> str:
+        """Where a key was written; `default` where it was not."""
+        return self.written[key].source if key in self.written else "default"
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`; raises `UserError` where it is not given."""
+        if self.loop.output_dir is None:
+            raise UserError("'output_dir' is needed and was not given: the folder for everything that the run writes")
+        return Path(self.loop.output_dir)
+
+    def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
+        """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""
+        groups = [getattr(self, name) for name in GROUPS] + [self.method.options, self.adapter.options, *self.watchers.values()]
+        values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
+        for key, value in values.items():
+            source = self.source(key)
+            if key in decided:
+                settled, why = decided[key]
+                said = f"; {source} said {json.dumps(value)}" if source != "default" else ""
+                yield Line(key, settled, f"decided: {why}{said}")
+            elif value is not None or source != "default":
+                yield Line(key, value, source)
+
+    def _findings(self, trains: bool) -> Iterator[Finding]:
+        if self.template.template is not None and self.template.template not in template_names():
+            name = self.template.template
+            yield Finding("template", f"{one_of(name, template_names())}, found {name!r}; leave it out to use the model's own")
+        always = [self.model, self.template, self.generation, self.export, self.adapter]
+        watchers = [CALLBACKS[name](options, ()) for name, options in self.watchers.items()]
+        for checked in [*always, *([self.data, self.loop, self.method, *watchers] if trains else [])]:
+            yield from checked.check(self)
+
+    def _check(self, complaints: list[str], trains: bool) -> list[str]:
+        """`complaints` with those about keys that do not fit together; what only follows from a fault is left out."""
+        told = _faulty(text for text in complaints if not text.endswith(NEEDED))
+        told |= {name for name, entry in self.written.items() if entry.faulty}
+        complaints = [text for text in complaints if not (text.endswith(NEEDED) and _faulty([text]) & told)]
+        told |= _faulty(complaints)
+        for finding in self._findings(trains):
+            text = f"{self.source(finding.key)}: {finding.key!r} {finding.text}".removeprefix("default: ")
+            if finding.fatal and not _named(text) & told:
+                complaints.append(text)
+            elif not finding.fatal and not complaints:
+                log.warning(text)
+        return complaints
+
+
+def _named(text: str) -> set[str]:
+    """The words that a finding quotes, keys among them; not the value that was found."""
+    return set(re.findall(r"'(\w+)", text.partition(", found ")[0]))
+
+
+def _faulty(complaints: Iterable[str]) -> set[str]:
+    """The keys that complaints are about: the first that each quotes, and what it should perhaps be called."""
+    return {name for text in complaints for name in re.findall(r"(?:^[^']*|did you mean |an old name of )'(\w+)", text)}
+
+
+def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[str]) -> Any:
+    """The part that `key` names, with its own keys claimed; engines are built later and stay a class.
+
+    For a name that there is not, the nearest or else the default stands in, so that the other keys can be looked at.
+    """
+    names = registry.names()
+    if name not in names:
+        source = written[key].source
+        if name in not_yet()["choices"].get(key, []):
+            complaints.append(f"{source}: {key!r} {name!r} is not built yet; there are: {', '.join(names)}")
+        else:
+            complaints.append(f"{source}: {key!r} {one_of(name, names)}, found {name!r}")
+        name = nearest(name, names) or Choices.model_fields[key].default
+    part = registry[name]
+    options = part.Options.claim(keys, complaints)
+    return part if registry is ENGINES else part(options)
+
+
+def _new_names(written: Keys, complaints: list[str]) -> Keys:
+    """Old names made new; both at once is a contradiction."""
+    keys: Keys = {}
+    for name, entry in written.items():
+        new = RENAMED.get(name, name)
+        if new != name and new in written:
+            complaints.append(f"{entry.source}: {name!r} is an old name of {new!r}, given at {written[new].source}; keep one")
+        else:
+            keys[new] = entry
+    return keys
+
+
+# ------------------------------------------------------------------ keys that nobody claimed
+
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def not_yet() -> dict[str, Any]:
+    """What the reference has and we have not yet: `keys` (with the default that is harmless), `choices`, `commands`."""
+    return yaml.safe_load((_FOLDER / "not_yet.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def never() -> dict[str, dict[str, Any]]:
+    """Keys that will not come: the default that asks for nothing, what to do instead, and whether any value is `harmless`."""
+    return yaml.safe_load((_FOLDER / "never.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def owners() -> dict[str, str]:
+    """Keys of every part there is, by key: `adapter 'freeze'`."""
+    found = {}
+    for kind, (registry, _) in PARTS.items():
+        for name in registry.names():
+            found |= dict.fromkeys(registry[name].Options.model_fields, f"{kind} {name!r}")
+    return found
+
+
+@cache
+def all_options() -> dict[str, type[OptionGroup]]:
+    """Every group of options there is, by the name that a reader knows it by."""
+    groups = dict(GROUPS)
+    for kind, (registry, _) in PARTS.items():
+        groups |= {f"{kind} {name}": registry[name].Options for name in registry.names()}
+    return groups | {f"callback {name}": CALLBACKS[name].Options for name in CALLBACKS.names()}
+
+
+@cache
+def own_keys() -> set[str]:
+    """Every key that a part of ours claims."""
+    return {key for group in all_options().values() for key in group.model_fields}
+
+
+def _answer_listed(keys: Keys, complaints: list[str]) -> None:
+    """Take out what is not built yet or will never come, and say so of every value that asks for something."""
+    listed = not_yet()["keys"] | {name: line["default"] for name, line in never().items()}
+    for name in [name for name in keys if name in listed]:
+        entry = keys.pop(name)
+        if _asks_nothing(entry.value, listed[name]):
+            continue
+        if name not in never():
+            complaints.append(f"{entry.source}: {name!r} is not built yet; leave it out")
+        elif never()[name].get("harmless"):
+            log.warning("%s: %r has no effect: %s", entry.source, name, never()[name]["instead"])
+        else:
+            complaints.append(f"{entry.source}: {name!r} will not come: {never()[name]['instead']}")
+
+
+def _answer_rest(keys: Keys, complaints: list[str]) -> None:
+    """Say of every key left what it is: another part's, or nobody's."""
+    for name, entry in keys.items():
+        if name in owners():
+            log.warning("%s: %r belongs to %s, which this run does not use", entry.source, name, owners()[name])
+        elif os.environ.get("ALLOW_EXTRA_ARGS", "").lower() in ("1", "true", "y"):
+            log.warning("%s: no such key: %r; ignored, as ALLOW_EXTRA_ARGS asks", entry.source, name)
+        else:
+            known = own_keys() | trainer_fields().keys() | RENAMED.keys() | not_yet()["keys"].keys() | never().keys()
+            complaints.append(f"{entry.source}: no such key: {name!r}{suggestion(name, known)}")
+
+
+def _asks_nothing(value: Any, default: Any) -> bool:
+    """Whether a value is empty, or what happens anyway; `false` is nothing where nothing is the default."""
+    if value is None or value == default or (default is None and value is False):
+        return True
+    return isinstance(default, bool) and str(value).lower() == str(default).lower()

@@ -1,0 +1,1 @@
+"""Training: the one Trainer, its arguments, its steps and what it writes."""

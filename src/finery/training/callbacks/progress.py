@@ -1,0 +1,81 @@
+"""A progress bar with loss, speed and time left where a person watches, plain lines where not."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from finery.log import get_logger
+from finery.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["ProgressBar"]
+
+log = get_logger(__name__)
+
+
+class ProgressBar(Callback):
+    """Follows the run on standard error."""
+
+    bar: Any = None
+    task: Any = None
+    tokens = 0
+    started = 0.0
+    first_step = 0
+
+    def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        """Open the bar where standard error is a terminal."""
+        self.started, self.first_step = time.time(), state.global_step
+        if not state.is_world_process_zero:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        columns = (
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console)
+        self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, loss="-", speed="-")
+        self.bar.start()
+
+    def on_step_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step, loss=f"{self.trainer.last_loss:.4f}", speed=f"{self._speed():.0f}")
+
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """One plain line for a log file or a pipe, and for every evaluation."""
+        logs = logs or {}
+        if not state.is_world_process_zero or not (self.bar is None or "eval_loss" in logs):
+            return
+        if "loss" in logs:
+            done, passed = state.global_step - self.first_step, time.time() - self.started
+            left = passed / max(done, 1) * (state.max_steps - state.global_step)
+            where = f"step {state.global_step}/{state.max_steps}"
+            log.info("%s  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left", where, logs["loss"], logs["learning_rate"], self._speed(), left)
+        elif "eval_loss" in logs:
+            log.info("step %d/%d  eval loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
+
+    def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _speed(self) -> float:
+        return self.trainer.tokens_trained / max(time.time() - self.started, 1e-9)

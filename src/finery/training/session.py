@@ -1,0 +1,156 @@
+"""One training session: where it starts, in which formats it computes, what it writes."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finery.data.load import DataOptions, Sets
+from finery.data.rows.base import Rows
+from finery.data.template import Template, first_difference
+from finery.files import digest, usual_modes
+from finery.log import get_logger
+from finery.methods.base import Method
+from finery.models.adapters.base import Adapter, set_trainable
+from finery.models.export import save_stop_tokens
+from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
+from finery.models.precision import choose_precision
+from finery.models.tokenizer import save_tokenizer
+from finery.models.trained import Trained, find_trained, is_finished
+from finery.options import OptionGroup
+from finery.training.arguments import LoopOptions, training_arguments
+from finery.training.checkpoint import starting_point
+from finery.training.output import Line, write_card, write_run_file
+
+if TYPE_CHECKING:
+    from finery.training.trainer import Trainer
+
+log = get_logger(__name__)
+
+
+class Session:
+    """Holds what the steps of a run share: options, decisions and the folder."""
+
+    def __init__(self, loop: LoopOptions, rest: Mapping[str, Any], model: ModelOptions, adapter: Adapter) -> None:
+        self.loop = loop
+        self.rest = rest
+        self.model = model
+        self.adapter = adapter
+        self.folder = Path(str(loop.output_dir))
+        self.start: Path | None = None
+        if loop.do_train:
+            finished = is_finished(self.folder, adapter)
+            self.start = starting_point(self.folder, loop.resume_from_checkpoint, loop.overwrite_output_dir, finished)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
+        self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
+        self.decided: dict[str, tuple[Any, str]] = dict(adapter.decided())
+        if self.precision.why:
+            log.warning(self.precision.why)
+            if not model.pure_bf16:
+                self.decided["bf16" if loop.bf16 else "fp16"] = (False, self.precision.why)
+
+    def source(self) -> Trained:
+        """What is trained on: the base and the given adapters; to evaluate alone, what an earlier run left here as well."""
+        if self.loop.do_train:
+            return Trained(locate_model(self.model), locate_adapters(self.model))
+        return find_trained(self.model, self.adapter, str(self.folder))
+
+    def tell_template(self, template: Template, tokenizer: Any, own: str, asked: str | None) -> None:
+        """Say which template is used where that is not plain, before weights are loaded."""
+        if asked is None:
+            if not own:
+                log.warning("the model has no chat template of its own: template 'default' is used")
+            self.decided["template"] = (None, f"{template.name} template") if own else (template.name, "the model has none of its own")
+        elif difference := first_difference(template, tokenizer, own):
+            log.warning("template %r is not the one that this model was made with: %s. It is trained as asked", asked, difference)
+
+    def token_key(self, template: Template, tokenizer: Any) -> str:
+        """A digest of what turns text into tokens: vocabulary, rules and template."""
+        rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        return digest(rules, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
+
+    def set_formats(self, model: Any) -> Any:
+        """Trained weights in their format, norms in fp32 where asked; says how much is trained."""
+        set_trainable(model, self.precision.trained)
+        if self.model.upcast_layernorm:
+            upcast_norms(model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        everything = sum(p.numel() for p in model.parameters())
+        log.info("training %s of %s weights (%.2f %%)", f"{trained:,}", f"{everything:,}", 100 * trained / everything)
+        return model
+
+    def build_trainer(
+        self, method: Method, rows: Rows, sets: Sets, model: Any, template: Template, tokenizer: Any, watchers: Mapping[str, OptionGroup]
+    ) -> "Trainer":
+        """The trainer with its watchers."""
+        from transformers import PrinterCallback, TrainerCallback
+
+        from finery.training.callbacks import CALLBACKS
+        from finery.training.trainer import Trainer
+
+        loop = self.loop
+        arguments = training_arguments(loop, self.rest, self.precision, self.folder)
+        wanted = [(CALLBACKS[name], options) for name, options in watchers.items() if CALLBACKS[name].wanted(options)]
+        parts = [type(part.__name__, (part, TrainerCallback), {})(options, method.plots) for part, options in wanted]
+
+        def save_beside(folder: Path) -> None:
+            save_tokenizer(tokenizer, folder, template.jinja)
+            save_stop_tokens(model, folder, template.stop_ids)
+            usual_modes(folder)
+
+        trainer = Trainer(
+            method=method,
+            rows=rows,
+            step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps,
+            token_budget=loop.per_device_train_batch_size * rows.cutoff_len,
+            shuffle=not loop.disable_shuffling,
+            save_beside=save_beside,
+            model=model,
+            args=arguments,
+            train_dataset=sets.train,
+            eval_dataset=sets.eval,
+            callbacks=parts,
+        )
+        trainer.remove_callback(PrinterCallback)
+        for part in parts:
+            part.trainer = trainer
+        return trainer
+
+    def write_settings(self, lines: Iterable[Line]) -> None:
+        """run.yaml, from the first process."""
+        if _is_first():
+            write_run_file(self.folder / "run.yaml", lines)
+
+    def work(self, trainer: "Trainer", data: DataOptions, method: str, adapter: str, base: str) -> Path:
+        """Train and evaluate as asked, save weights, results and the card; returns the folder."""
+        metrics: dict[str, Any] = {}
+        if self.loop.do_train:
+            began = time.time()
+            metrics |= trainer.train(resume_from_checkpoint=str(self.start) if self.start else None).metrics
+            metrics["train_tokens_per_second"] = round(trainer.tokens_trained / max(time.time() - began, 1e-9), 1)
+            trainer.save_model()
+            trainer.save_metrics("train", metrics)
+            trainer.save_state()
+        if trainer.eval_dataset is not None and (self.loop.do_eval or self.loop.do_train):
+            measured = trainer.evaluate()
+            trainer.save_metrics("eval", measured)
+            metrics |= measured
+        if _is_first():
+            write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
+            shown = {
+                name: value
+                for name, value in metrics.items()
+                if name in ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")
+            }
+            log.info("done: %s; everything is in %s", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), self.folder)
+        return self.folder
+
+
+def _is_first() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

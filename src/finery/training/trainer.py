@@ -1,0 +1,195 @@
+"""Hugging Face's loop with the loss taken from the method. The only Trainer subclass there is."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+
+from finery.data.rows.base import IGNORED, Row, Rows
+from finery.methods.base import Loss, Method
+from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
+from finery.training.sampler import StepSampler
+from finery.training.steps import cut
+
+Units = list[list[Row]]
+
+
+class StepLoader(DataLoader):
+    """A loader whose items are whole optimizer steps (of this rank)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler; Hugging Face's loop calls this."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class Trainer(transformers.Trainer):
+    """A step is `step_size` samples of each rank, whatever they are cut into.
+
+    The loss of a step is the sum over its micro-batches and ranks, divided by the step's total weight. So batch
+    size, accumulation, padding and number of ranks never change the gradient.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        rows: Rows,
+        step_size: int,
+        token_budget: int,
+        shuffle: bool,
+        save_beside: Callable[[Path], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.method = method
+        self.rows = rows
+        self.step_size = step_size
+        self.token_budget = token_budget
+        self.shuffle = shuffle
+        self.save_beside = save_beside
+        self.last_loss = float("nan")  # of the newest step, for whoever watches
+        self.tokens_trained = 0
+
+    # -- what a step holds
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Whole steps; accelerate has no part in dealing samples to ranks."""
+        return self._loader(self.train_dataset, self.step_size, self.shuffle, self.args.dataloader_drop_last)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches in order, the same number on every rank."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]  # type: ignore[index]
+        return self._loader(chosen, self.args.per_device_eval_batch_size, shuffle=False, drop_last=False)
+
+    def _loader(self, units: Any, size: int, shuffle: bool, drop_last: bool) -> StepLoader:
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = StepSampler(
+            len(units), size, shuffle=shuffle, seed=seed, rank=args.process_index, num_ranks=args.world_size, drop_last=drop_last
+        )
+        workers = {"num_workers": args.dataloader_num_workers, "prefetch_factor": args.dataloader_prefetch_factor}
+        # an own generator: a loader draws a seed for its workers, and must not move the run's own dice for that
+        dice = torch.Generator().manual_seed(seed)
+        return StepLoader(
+            units, batch_sampler=sampler, collate_fn=_flat, generator=dice, persistent_workers=args.dataloader_persistent_workers, **workers
+        )
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one whole step; returns this rank's share of its mean loss."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimizers have two modes
+        rows: list[Row] = inputs
+        self.tokens_trained += sum(len(row.ids) for row in rows) * self.args.world_size
+        scale = self.args.world_size / max(self._total(self.method.weight(rows)), 1)
+        parts = cut(rows, self.token_budget) or [[_silent()]]  # a rank without rows still takes part in the exchange of gradients
+        share = torch.zeros((), device=self.args.device)
+        for place, part in enumerate(parts):
+            last = place == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
+                loss = self._measure(model, part)
+                # DDP averages over ranks, a step's loss is a sum: hence the number of ranks in `scale`
+                self.accelerator.backward(loss.total * scale)
+            share += loss.total.detach() * scale
+        self.last_loss = float(share)
+        return share
+
+    def _measure(self, model: nn.Module, rows: Sequence[Row]) -> Loss:
+        batch = self._prepare_inputs(self.rows.collate(rows))
+        with self.compute_loss_context_manager():
+            return self.method.loss(model, batch)  # type: ignore[arg-type]
+
+    def _total(self, weight: float) -> float:
+        if self.args.world_size == 1:
+            return weight
+        return float(self.accelerator.reduce(torch.tensor(float(weight), device=self.args.device), "sum"))  # type: ignore[arg-type]
+
+    # -- evaluation: a sum over all tokens, divided once
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """`<prefix>_loss` is the sum over all supervised tokens / their number, whatever the batches; NaN stays NaN."""
+        model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+        model.eval()  # type: ignore[union-attr]
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()  # type: ignore[union-attr]
+        total, weight = 0.0, 0.0
+        for rows in dataloader:
+            for part in cut(rows, self.token_budget) or [[_silent()]]:
+                with torch.no_grad():
+                    loss = self._measure(model, part)  # type: ignore[arg-type]
+                total += float(loss.total)
+                weight += float(loss.weight)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        total, weight = self._total(total), self._total(weight)
+        metrics = {f"{metric_key_prefix}_loss": total / weight if weight else float("nan")}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
+
+    # -- counts that the loop asks for
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The usual estimate of 6 operations per weight and token (Kaplan et al., 2020, arXiv 2001.08361)."""
+        return 6 * sum(len(row.ids) for row in inputs) * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            self.state.num_input_tokens_seen += int(self._total(sum(len(row.ids) for row in inputs)))
+
+    # -- checkpoints: safetensors and JSON, nothing pickled
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(str(folder), state_dict=state_dict)
+        self.save_beside(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())  # type: ignore[union-attr]
+            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None = None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))  # type: ignore[union-attr]
+            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_state(Path(output_dir), f"rng_{self.args.process_index}", random_states())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = f"rng_{self.args.process_index}"
+        if checkpoint is not None and (Path(checkpoint) / f"{name}.json").exists():
+            restore_random_states(load_state(Path(checkpoint), name))
+
+
+def _flat(units: Units) -> list[Row]:
+    """The rows of a step's samples, one after the other."""
+    return [row for unit in units for row in unit]
+
+
+def _silent() -> Row:
+    """A row that weighs nothing."""
+    import numpy as np
+
+    return Row(np.zeros(2, np.int32), np.full(2, IGNORED, np.int32))

@@ -1,0 +1,210 @@
+"""One optimizer step gives one gradient, however it is cut, padded, accumulated or dealt to ranks."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finery.commands.train import train
+from finery.data.encoding import EncodedSet
+from finery.data.rows.base import IGNORED, Row
+from finery.data.rows.chat import Chat
+from finery.methods.sft import SFT
+from finery.run import Run
+from finery.training.sampler import StepSampler
+from finery.training.steps import cut
+from finery.training.trainer import Trainer
+
+Build = Callable[..., Trainer]
+
+
+def make_units(count: int = 12) -> EncodedSet:
+    """Units of one row, some of two and some of none, lengths 2 to 40, a third of the tokens not learnt."""
+    dice = np.random.default_rng(7)
+    units = []
+    for unit in range(count):
+        rows = []
+        for _ in range((1, 2, 1, 0)[unit % 4]):
+            ids = dice.integers(3, 250, size=int(dice.integers(2, 40))).astype(np.int32)
+            labels = np.where(dice.random(len(ids)) < 0.66, ids, IGNORED).astype(np.int32)
+            rows.append(Row(ids, labels))
+        units.append(rows)
+    return EncodedSet.of(units)
+
+
+@pytest.fixture
+def build(tiny_model: Path, tmp_path: Path) -> Build:
+    """A trainer on fresh copies of the tiny model."""
+    from transformers import AutoModelForCausalLM, TrainingArguments
+
+    def make(units: EncodedSet, step_size: int = 4, budget: int = 1000, eval_batch: int = 2, **changes: Any) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+            per_device_eval_batch_size=eval_batch, logging_nan_inf_filter=False, save_strategy="no", logging_steps=1, **changes,
+        )  # fmt: skip
+        return Trainer(
+            method=SFT(SFT.Options()),
+            rows=Chat(None, 64),  # type: ignore[arg-type]  # collates, and encodes nothing here
+            step_size=step_size,
+            token_budget=budget,
+            shuffle=False,
+            save_beside=lambda folder: None,
+            model=AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32),
+            args=arguments,
+            train_dataset=units,
+            eval_dataset=units,
+        )
+
+    return make
+
+
+def gradient(trainer: Trainer, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """What one step leaves in `.grad`."""
+    trainer.create_optimizer()
+    trainer.training_step(trainer.model, list(rows))  # type: ignore[arg-type]
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
+
+
+def reference(trainer: Trainer, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """The same gradient without the trainer: one padded fp32 batch, one mean over supervised tokens, by hand."""
+    longest = max(len(row.ids) for row in rows)
+    total, weight = torch.zeros(()), 0
+    model: Any = trainer.model
+    model.train()
+    ids = torch.stack([torch.nn.functional.pad(torch.from_numpy(row.ids).long(), (0, longest - len(row.ids))) for row in rows])
+    mask = torch.stack([(torch.arange(longest) < len(row.ids)).long() for row in rows])
+    logps = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
+    for place, row in enumerate(rows):
+        for at in range(1, len(row.ids)):
+            if row.labels[at] != IGNORED:
+                total = total - logps[place, at - 1, int(row.labels[at])]
+                weight += 1
+    (total / weight).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def farthest(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """The largest difference as a part of the largest entry."""
+    assert found.keys() == wanted.keys()
+    scale = max(float(tensor.abs().max()) for tensor in wanted.values())
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / scale
+
+
+@pytest.mark.parametrize("budget", [1, 40, 90, 200, 100_000])
+def test_every_cut_gives_the_gradient_of_one_batch(build: Build, budget: int) -> None:
+    units = make_units()
+    rows = [row for unit in range(len(units)) for row in units[unit]]
+    wanted = reference(build(units), rows)
+    assert farthest(gradient(build(units, budget=budget), rows), wanted) < 1e-6
+
+
+def test_the_order_of_rows_does_not_matter(build: Build) -> None:
+    units = make_units()
+    rows = [row for unit in range(len(units)) for row in units[unit]]
+    assert farthest(gradient(build(units, budget=60), rows[::-1]), gradient(build(units, budget=60), rows)) < 1e-6
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_batch_times_accumulation_makes_the_step(keys: Callable[..., dict], batch: int, accumulation: int, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    both = []
+    for name, settings in (("one", (8, 1)), ("other", (batch, accumulation))):
+        given = keys(
+            finetuning_type="full", optim="sgd", per_device_train_batch_size=settings[0], gradient_accumulation_steps=settings[1],
+            output_dir=str(tmp_path / name), learning_rate=0.1, max_grad_norm=0, cutoff_len=48, max_steps=1,
+        )  # fmt: skip
+        both.append(load_file(train(Run.from_dict(given)) / "model.safetensors"))
+    moved = max(float((both[1][name] - both[0][name]).abs().max()) for name in both[0])
+    assert moved < 1e-6 * max(float(tensor.abs().max()) for tensor in both[0].values())
+
+
+def test_parts_hold_all_rows_within_the_budget() -> None:
+    units = make_units(40)
+    rows = [row for unit in range(len(units)) for row in units[unit]]
+    for budget in (1, 30, 100, 400):
+        parts = cut(rows, budget)
+        assert sorted(id(row) for part in parts for row in part) == sorted(map(id, rows))
+        assert all(len(part) == 1 or len(part) * max(len(row.ids) for row in part) <= budget for part in parts)
+
+
+@pytest.mark.parametrize("eval_batch", [1, 3, 50])
+def test_eval_loss_is_the_mean_over_tokens(build: Build, eval_batch: int) -> None:
+    units = make_units()
+    trainer = build(units, eval_batch=eval_batch, budget=70)
+    rows = [row for unit in range(len(units)) for row in units[unit]]
+    total, weight = 0.0, 0
+    model: Any = trainer.model
+    for row in rows:
+        with torch.no_grad():
+            logps = model(input_ids=torch.from_numpy(row.ids).long()[None]).logits[0].log_softmax(-1)
+        for at in range(1, len(row.ids)):
+            if row.labels[at] != IGNORED:
+                total -= float(logps[at - 1, int(row.labels[at])])
+                weight += 1
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_eval_shows_nan_as_nan(build: Build) -> None:
+    trainer = build(make_units())
+    model: Any = trainer.model
+    model.get_input_embeddings().weight.data[int(make_units()[0][0].ids[0])] = float("nan")
+    assert np.isnan(trainer.evaluate()["eval_loss"])
+
+
+def test_training_loss_shows_nan_as_nan(build: Build) -> None:
+    trainer = build(make_units(), max_steps=2)
+    model: Any = trainer.model
+    model.get_input_embeddings().weight.data[:] = float("nan")
+    trainer.train()
+    assert all(np.isnan(line["loss"]) for line in trainer.state.log_history if "loss" in line)
+
+
+@pytest.mark.parametrize(("samples", "batch", "ranks"), [(10, 2, 1), (11, 2, 2), (7, 3, 3), (1, 4, 2), (24, 4, 3)])
+def test_the_sampler_deals_every_sample_once(samples: int, batch: int, ranks: int) -> None:
+    samplers = [StepSampler(samples, batch, shuffle=True, seed=3, rank=rank, num_ranks=ranks) for rank in range(ranks)]
+    lists = [list(sampler) for sampler in samplers]
+    assert {len(steps) for steps in lists} == {-(-samples // (batch * ranks))} == {len(samplers[0])}
+    assert sorted(unit for steps in lists for step in steps for unit in step) == list(range(samples))
+    alone = list(StepSampler(samples, batch * ranks, shuffle=True, seed=3))
+    assert [sorted(step) for step in alone] == [sorted(unit for steps in lists for unit in steps[at]) for at in range(len(alone))]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    sampler = StepSampler(20, 4, shuffle=True, seed=1)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(StepSampler(20, 4, shuffle=True, seed=2)) != first
+    assert [unit for step in StepSampler(20, 4, shuffle=False) for unit in step] == list(range(20))
+
+
+def test_two_processes_give_the_weights_of_one(keys: Callable[..., dict], tmp_path: Path) -> None:
+    import json
+    import os
+
+    from safetensors.torch import load_file
+
+    common = {"finetuning_type": "full", "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "max_steps": 3}
+    common |= {"val_size": 5, "eval_strategy": "steps", "eval_steps": 2}
+    one = train(Run.from_dict(keys(**common, per_device_train_batch_size=6, output_dir=str(tmp_path / "one"))))
+    two = tmp_path / "two"
+    given = keys(**common, per_device_train_batch_size=3, output_dir=str(two))
+    words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    largest = max(float(tensor.abs().max()) for tensor in first.values())
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6 * largest
+    histories = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (one, two)]
+    losses = [[line["loss"] for line in history if "loss" in line] for history in histories]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    evals = [json.loads((folder / "eval_results.json").read_text())["eval_loss"] for folder in (one, two)]
+    assert evals[0] == pytest.approx(evals[1], rel=1e-5)
