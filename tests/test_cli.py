@@ -149,6 +149,22 @@ def test_what_only_training_needs_does_not_keep_one_from_chatting(keys: Keys, ca
     assert "'fp16' and 'bf16' exclude each other" in told
 
 
+@pytest.mark.parametrize(
+    ("extra", "wanted"),
+    [
+        ({"dataloader_prefetch_factor": 2}, "'dataloader_prefetch_factor' needs 'dataloader_num_workers'"),
+        ({"dataloader_persistent_workers": True}, "'dataloader_persistent_workers' needs 'dataloader_num_workers'"),
+        ({"report_to": "wandb, tensorboard"}, "'report_to' names 'wandb', which is not installed: pip install wandb"),
+        ({"tf32": True}, "the trainer refuses these settings: --tf32 requires"),
+    ],
+)
+def test_what_the_trainers_keys_need(keys: Keys, extra: dict[str, Any], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words_of(keys(**extra))]) == 2
+    told = capsys.readouterr().err
+    assert wanted in told
+    assert "Traceback" not in told
+
+
 def test_training_twice_from_python(keys: Keys, tmp_path: Path) -> None:
     """The function stays one after the package's own folders have been imported."""
     for name in ("one", "two"):

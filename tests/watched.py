@@ -68,7 +68,7 @@ class Bench:
 
     def train(self, **changes: Any) -> Outcome:
         """Train for real; a complaint is part of the outcome."""
-        return self._watch(lambda run: train(run), changes)
+        return self._watch(lambda run: train(run), changes, trains=True)
 
     def once(self, **changes: Any) -> Outcome:
         """The same, but taken from an earlier case that made the same run."""
@@ -79,14 +79,14 @@ class Bench:
 
     def export(self, **changes: Any) -> Outcome:
         """Export what `once()` has trained, or the base model."""
-        return self._watch(lambda run: export(run), changes)
+        return self._watch(lambda run: export(run), changes, trains=False)
 
     def chat(self, **changes: Any) -> str:
         """What the base model answers; the dice start at the same place every time."""
         torch.manual_seed(1)
         return answer(Run.from_dict(self.keys(**(GREEDY | changes))), QUESTION)
 
-    def _watch(self, work: Callable[[Run], Path], changes: dict[str, Any]) -> Outcome:
+    def _watch(self, work: Callable[[Run], Path], changes: dict[str, Any], *, trains: bool) -> Outcome:
         number = len(list(self.tmp_path.glob("out*")))
         outcome = Outcome(Path(changes.get("output_dir") or self.tmp_path / f"out{number}"))
         build = Session.build_trainer
@@ -99,7 +99,8 @@ class Bench:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
             patch.setattr(Session, "build_trainer", spy)
             try:
-                outcome.folder = work(Run.from_dict(self.keys(**({"output_dir": str(outcome.folder)} | changes))))
+                keys = self.keys(**({"output_dir": str(outcome.folder)} | changes))
+                outcome.folder = work(Run.from_dict(keys, trains=trains))
             except UserError as error:
                 outcome.complaint = str(error)
         outcome.said = said.getvalue()

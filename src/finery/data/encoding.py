@@ -7,12 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finery import __version__
 from finery.data.rows.base import Encoded, Row, Rows
 from finery.data.sample import Sample
 from finery.files import cache_folder, digest, new_folder
@@ -85,7 +85,7 @@ def encode_samples(samples: list[Sample], rows: Rows, key: str, num_workers: int
     `key` names what shapes the tokens beside the samples; `part` is said in the log.
     """
     content = json.dumps([asdict(sample) for sample in samples], ensure_ascii=False)
-    folder = cache_folder() / "encoded" / digest(__version__, type(rows).__name__, key, content)
+    folder = cache_folder() / "encoded" / digest(code_version(), type(rows).__name__, key, content)
     if os.path.exists(folder / "set.json") and not overwrite:  # noqa: PTH110 -- Path.exists raises where the cache may not be read
         found = EncodedSet.open(folder)
         log.info("%s: %d samples, already encoded", part, len(found))
@@ -103,6 +103,12 @@ def encode_samples(samples: list[Sample], rows: Rows, key: str, num_workers: int
     except OSError as error:
         log.warning("the encoded rows could not be kept in %s: %s", folder.parent, error)
     return found
+
+
+@cache
+def code_version() -> str:
+    """A digest of the code that shapes tokens: another version of it never takes what this one has encoded."""
+    return digest(*sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".yaml")))
 
 
 def _tell(part: str, notes: Iterable[str]) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from finery.compat import have
+from finery.errors import UserError
 from finery.options import Finding, Keys, OptionGroup, one_of, shown
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class LoopOptions(OptionGroup):
     """Seconds that processes wait for each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    disable_gradient_checkpointing: bool = False
+    """Never recompute activations, which is so anyway unless gradient_checkpointing is on."""
     resume_from_checkpoint: str | bool | None = None
     """A checkpoint folder to go on with, or true for the newest."""
 
@@ -111,10 +115,13 @@ class LoopOptions(OptionGroup):
             )
         yield from self._check_numbers()
         yield from self._check_evaluating()
+        yield from _check_rest(run.trainer)
 
     def _check_numbers(self) -> Iterator[Finding]:
         if self.bf16 and self.fp16:
             yield Finding("fp16", "and 'bf16' exclude each other: keep one")
+        if self.gradient_checkpointing and self.disable_gradient_checkpointing:
+            yield Finding("disable_gradient_checkpointing", "and 'gradient_checkpointing' exclude each other: keep one")
         if self.warmup_ratio and self.warmup_steps:
             yield Finding("warmup_ratio", "is not used beside 'warmup_steps'; keep one", fatal=False)
         if self.lr_scheduler_type not in (choices := enum_values("SchedulerType")):
@@ -141,6 +148,21 @@ class LoopOptions(OptionGroup):
             if abs(self.save_steps / each - round(self.save_steps / each)) > 1e-6 or (self.save_steps < 1) != (each < 1):
                 found = f"found {self.save_steps:g} and {each:g}"
                 yield Finding("load_best_model_at_end", f"needs 'save_steps' to be a multiple of 'eval_steps', {found}")
+
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "swanlab": "swanlab", "trackio": "trackio"}
+"""What `report_to` may name of the trackers that we know, and the package that each needs."""
+
+
+def _check_rest(rest: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the trainer's own keys need of each other and of installed packages."""
+    for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        if rest.get(key) and not rest.get("dataloader_num_workers"):
+            yield Finding(key, "needs 'dataloader_num_workers' to be 1 or more")
+    named = rest.get("report_to") or ()
+    for name in (named,) if isinstance(named, str) else named:
+        if name in TRACKERS and not have(TRACKERS[name]):
+            yield Finding("report_to", f"names {name!r}, which is not installed: pip install {TRACKERS[name]}")
 
 
 RENAMED = {
@@ -312,6 +334,7 @@ def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "P
         "warmup_ratio",
         "do_train",
         "do_eval",
+        "disable_gradient_checkpointing",
     }
     values = loop.model_dump(exclude=ours) | dict(rest)
     values |= {
@@ -332,7 +355,10 @@ def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "P
         values["metric_for_best_model"] = rest.get("metric_for_best_model") or "eval_loss"
         values["greater_is_better"] = bool(rest.get("greater_is_better", False))
     values["activation_checkpointing"] = values.pop("gradient_checkpointing")
-    arguments = TrainingArguments(**values)
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, RuntimeError, ImportError) as error:  # what needs the device or a package to be known
+        raise UserError(f"the trainer refuses these settings: {' '.join(str(error).split())}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process would mean DataParallel
     return arguments
 

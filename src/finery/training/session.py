@@ -1,6 +1,7 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -136,7 +137,7 @@ class Session:
             trainer.save_metrics("train", metrics)
             trainer.save_state()
         if trainer.eval_dataset is not None and (self.loop.do_eval or self.loop.do_train):
-            measured = trainer.evaluate()
+            measured = self._just_measured(trainer) or trainer.evaluate()
             trainer.save_metrics("eval", measured)
             metrics |= measured
         if _is_first():
@@ -149,8 +150,13 @@ class Session:
             log.info("done: %s; everything is in %s", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), self.folder)
         return self.folder
 
+    def _just_measured(self, trainer: "Trainer") -> dict[str, float] | None:
+        """What the loop measured after its last step, if these weights are still the ones in the model."""
+        lines = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == trainer.state.global_step]
+        if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
+            return None
+        return {name: value for name, value in lines[-1].items() if name != "step"}
+
 
 def _is_first() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
