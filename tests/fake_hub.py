@@ -2,8 +2,14 @@
 
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 MODEL = {"config.json": b'{"model_type": "tiny"}', "tokenizer.json": b"{}", "model.safetensors": b"\x02" + bytes(7) + b"{}",
          "pytorch_model.bin": b"twice", "original/params.json": b"{}", "onnx/model.onnx": b"graph"}  # fmt: skip
@@ -53,3 +59,31 @@ class FakeHub:
             return 200, {"ETag": f'"{sha(body)}"', "X-Repo-Commit": commit}, body
         known = any(page.startswith(key.rpartition("/")[0]) for page in self.pages)
         return 404, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, b"{}"
+
+
+@contextmanager
+def serving(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve a hub on a free port of this machine, where both clients look for theirs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fake.asked.append((self.path, self.headers.get("Authorization", "")))
+            status, headers, body = fake.answer(self.path)
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake.url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", fake.url)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield
+        server.shutdown()

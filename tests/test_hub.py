@@ -9,14 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import finery.hub as hub_module
-from fake_hub import DATA, KEPT, MODEL, FakeHub
+from fake_hub import DATA, KEPT, MODEL, FakeHub, serving
 from finery.compat import need
 from finery.errors import UserError
 from finery.hub import Hub, Kind, active_hub, fetch
@@ -46,28 +45,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         fake.add("models/org/tiny", revision, MODEL)
         fake.add("datasets/org/data", revision, DATA)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            fake.asked.append((self.path, self.headers.get("Authorization", "")))
-            status, headers, body = fake.answer(self.path)
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        fake.url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("HF_ENDPOINT", fake.url)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", fake.url)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serving(fake, monkeypatch):
         yield fake
-        server.shutdown()
 
 
 def leave(monkeypatch: pytest.MonkeyPatch) -> str:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from finery import run
-from finery.errors import UserError
+from finery.errors import Complaint, UserError
 from finery.options import Entry, Keys
 from finery.run import PARTS, Run, never, not_yet, own_keys
 from finery.training.arguments import RENAMED, trainer_fields
@@ -85,10 +85,10 @@ def _other(default: Any) -> Any:
     return not default if isinstance(default, bool) else 7 if default != 7 else 8
 
 
-def _answer(name: str, value: Any) -> list[str]:
+def _answer(name: str, value: Any) -> list[Complaint]:
     """What is said of a key; it must be taken out, so that neither the trainer nor anybody else gets it."""
     keys: Keys = {name: Entry(value, "x.yaml:3"), "lora_rank": Entry(4, "x.yaml:4")}
-    complaints: list[str] = []
+    complaints: list[Complaint] = []
     run._answer_listed(keys, complaints)
     assert list(keys) == ["lora_rank"]
     return complaints

@@ -1,6 +1,5 @@
 """What can go wrong that a user can mend; all else is a bug and crashes loudly."""
 
-import re
 from collections.abc import Iterable
 
 
@@ -18,12 +17,26 @@ class UserError(Exception):
             raise cls(*once)
 
 
-def in_order(complaints: Iterable[str]) -> list[str]:
+class Complaint(str):
+    """A line about a key, which knows its place and which keys it is about (or perhaps meant)."""
+
+    source: str
+    about: frozenset[str]
+    follows: bool
+
+    def __new__(cls, text: str, source: str = "", about: Iterable[str] = (), follows: bool = False) -> "Complaint":
+        """`source` is `x.yaml:7`, `command line`, `Python` or nothing; one that `follows` is left out where another explains it."""
+        line = super().__new__(cls, f"{source}: {text}" if source else text)
+        line.source, line.about, line.follows = source, frozenset(about), follows
+        return line
+
+
+def in_order(complaints: Iterable[Complaint]) -> list[Complaint]:
     """Each complaint once: those with a line first, as the file goes, then the command line's, then those without a place."""
 
-    def place(complaint: str) -> tuple[int, int]:
-        found = re.match(r".+?:(\d+): ", complaint)
-        return (0, int(found[1])) if found else (1 if complaint.startswith(("command line: ", "Python: ")) else 2, 0)
+    def place(complaint: Complaint) -> tuple[int, int]:
+        line = complaint.source.rpartition(":")[2]
+        return (0, int(line)) if line.isdigit() else (1 if complaint.source else 2, 0)
 
     return sorted(dict.fromkeys(complaints), key=place)
 

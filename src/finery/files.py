@@ -1,13 +1,11 @@
 """Files and folders: where caches lie, digests, and writes that are either whole or not there."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def cache_folder() -> Path:
@@ -24,13 +22,6 @@ def digest(*parts: str | bytes | Path) -> str:
         whole.update(len(content).to_bytes(8, "little"))
         whole.update(content)
     return whole.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Keys, declared beside the code that reads them, and claimed from what the user wrote."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from finery.errors import nearest
+from finery.errors import Complaint, nearest
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class Finding:
     """What a part has to say about keys that do not fit together; fatal ones stop the run."""
 
     key: str
-    text: str
+    text: str  # quotes the other keys that it is about before it says what was found
     fatal: bool = True
+
+    @property
+    def keys(self) -> set[str]:
+        """All keys that it is about."""
+        return {self.key, *re.findall(r"'(\w+)", self.text.partition(", found ")[0])}
 
 
 def _split(value: object) -> object:
@@ -58,7 +64,7 @@ class OptionGroup(BaseModel):
         return value
 
     @classmethod
-    def claim(cls, keys: Keys, complaints: list[str]) -> Self:
+    def claim(cls, keys: Keys, complaints: list[Complaint]) -> Self:
         """Take this group's keys out of `keys`; what stays there is somebody else's.
 
         What is wrong with a value is appended to `complaints`, and the key has its default then (no text where it
@@ -81,9 +87,6 @@ class OptionGroup(BaseModel):
         yield from ()
 
 
-NEEDED = " is needed and was not given"
-
-
 def shown(value: object) -> str:
     """A value as the user would write it, cut where it is long."""
     text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
@@ -101,21 +104,23 @@ def one_of(value: object, choices: Iterable[str]) -> str:
     return f"should be one of {known} (did you mean {near!r}?)"
 
 
-def _complaints(details: list[ErrorDetails], taken: Keys) -> Iterator[str]:
+def _complaints(details: list[ErrorDetails], taken: Keys) -> Iterator[Complaint]:
     """What is wrong with one key: several details are several places in it, or the several types it may have."""
     key = str(details[0]["loc"][0])
     source = taken[key].source if key in taken else ""
     if key in taken and taken[key].faulty:
         return
     if key not in taken or taken[key].value is None:
-        yield f"{source}: {key!r} is empty and is needed" if source else f"{key!r}{NEEDED}"
+        yield Complaint(
+            f"{key!r} is empty and is needed" if source else f"{key!r} is needed and was not given", source, [key], follows=not source
+        )
     elif len(details) > 1 and all(detail["input"] is taken[key].value for detail in details):
         wanted = " or ".join(_wanted(detail).removeprefix("should be ") for detail in details)
-        yield f"{source}: {key!r} should be {wanted}, found {shown(taken[key].value)}"
+        yield Complaint(f"{key!r} should be {wanted}, found {shown(taken[key].value)}", source, [key])
     else:
         for detail in details:
             path = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tuple", "literal[")))
-            yield f"{source}: {path!r} {_wanted(detail)}, found {shown(detail['input'])}"
+            yield Complaint(f"{path!r} {_wanted(detail)}, found {shown(detail['input'])}", source, [key])
 
 
 def _wanted(detail: ErrorDetails) -> str:

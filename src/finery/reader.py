@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from finery.errors import UserError, suggestion
+from finery.errors import Complaint, UserError, suggestion
 from finery.options import Entry, Keys
 
 
@@ -26,25 +26,10 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
-def read_keys(words: Iterable[str]) -> Keys:
-    """The keys of a command line: an optional file first, then `key=value`, `--key value` or `--key=value`.
-
-    Raises `UserError` with every complaint about the file and the words.
-    """
-    complaints: list[str] = []
-    keys = gather_keys(words, complaints)
-    UserError.raise_any(complaints)
-    return keys
-
-
-def keys_of(mapping: Mapping[str, Any]) -> Keys:
-    """The keys of a dict from Python. Raises `UserError` with every complaint about them."""
-    return read_keys(mapping)
-
-
-def gather_keys(written: Iterable[str] | Mapping[str, Any], complaints: list[str]) -> Keys:
+def read_keys(written: Iterable[str] | Mapping[str, Any], complaints: list[Complaint]) -> Keys:
     """The keys of a command line or of a dict, as far as they can be read; what is wrong is appended to `complaints`.
 
+    A command line is an optional file, then `key=value`, `--key value` or `--key=value`.
     Raises `UserError` for a file of which nothing can be read.
     """
     if isinstance(written, Mapping):
@@ -55,7 +40,7 @@ def gather_keys(written: Iterable[str] | Mapping[str, Any], complaints: list[str
     return {name: filled.entry(name) for name in keys}
 
 
-def _read_words(words: list[str], complaints: list[str]) -> Keys:
+def _read_words(words: list[str], complaints: list[Complaint]) -> Keys:
     keys: Keys = {}
     if words and not words[0].startswith("-") and "=" not in words[0]:
         try:
@@ -67,7 +52,7 @@ def _read_words(words: list[str], complaints: list[str]) -> Keys:
     return keys
 
 
-def _read_file(path: Path, complaints: list[str]) -> Keys:
+def _read_file(path: Path, complaints: list[Complaint]) -> Keys:
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise UserError(f"{path} is not a .yaml, .yml or .json file; a key is given as key=value or --key value")
     try:
@@ -89,7 +74,7 @@ def _read_file(path: Path, complaints: list[str]) -> Keys:
         raise UserError(f"{path} is nested too deeply") from None
 
 
-def _read_yaml(text: str, path: Path, complaints: list[str]) -> Keys:
+def _read_yaml(text: str, path: Path, complaints: list[Complaint]) -> Keys:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -129,7 +114,7 @@ def _not_yaml(error: yaml.YAMLError, text: str, path: Path) -> str:
     return f"{path}:{mark.line + 1 if mark else 1}: this is not YAML: {problem}{hint}"
 
 
-def _twice_within(name: str, node: yaml.Node, path: Path, visited: set[int]) -> Iterator[str]:
+def _twice_within(name: str, node: yaml.Node, path: Path, visited: set[int]) -> Iterator[Complaint]:
     """Complaints about keys that stand twice in a mapping that is a value."""
     children = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) and id(node) not in visited else []
     visited.add(id(node))  # an alias may lead to it again
@@ -140,12 +125,14 @@ def _twice_within(name: str, node: yaml.Node, path: Path, visited: set[int]) -> 
         if key_node is not None and inner != name:
             line = key_node.start_mark.line + 1
             if inner in seen:
-                yield f"{path}:{line}: {inner!r} is already given at {path}:{seen[inner]}; keep one of them"
+                yield Complaint(
+                    f"{inner!r} is already given at {path}:{seen[inner]}; keep one of them", f"{path}:{line}", [inner.partition(".")[0]]
+                )
             seen[inner] = line
         yield from _twice_within(inner, value_node, path, visited)
 
 
-def _read_json(text: str, path: Path, complaints: list[str]) -> Keys:
+def _read_json(text: str, path: Path, complaints: list[Complaint]) -> Keys:
     if not text.strip():
         raise UserError(f'{path} holds no keys; it should hold an object: {{"key": "value"}}')
     try:
@@ -167,7 +154,7 @@ def _read_json(text: str, path: Path, complaints: list[str]) -> Keys:
         name, end = decoder.raw_decode(text, place)
         source = f"{path}:{text.count(chr(10), 0, place) + 1}"
         value, end = decoder.raw_decode(text, _skip(text, _skip(text, end) + 1))  # past the colon
-        complaints += [f"{source}: {name!r} holds {twice!r} twice; keep one of them" for twice in within]
+        complaints += [Complaint(f"{name!r} holds {twice!r} twice; keep one of them", source, [name]) for twice in within]
         within.clear()
         _put(keys, name, value, source, complaints)
         place = _skip(text, end)
@@ -185,19 +172,19 @@ def _skip(text: str, place: int) -> int:
     return place
 
 
-def _put(keys: Keys, name: str, value: Any, source: str, complaints: list[str]) -> None:
+def _put(keys: Keys, name: str, value: Any, source: str, complaints: list[Complaint]) -> None:
     if name in keys:
-        complaints.append(f"{source}: {name!r} is already given at {keys[name].source}; keep one of them")
+        complaints.append(Complaint(f"{name!r} is already given at {keys[name].source}; keep one of them", source, [name]))
     keys[name] = Entry(value, source)
 
 
-def _override(keys: Keys, words: list[str], complaints: list[str]) -> None:
+def _override(keys: Keys, words: list[str], complaints: list[Complaint]) -> None:
     words = list(words)
     while words:
         word = words.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         if not name or not (equals or word.startswith("--")):
-            complaints.append(f"command line: {word!r} is neither key=value nor --key value")
+            complaints.append(Complaint(f"{word!r} is neither key=value nor --key value", "command line", [word]))
             continue
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
@@ -212,7 +199,7 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def _assign(keys: Keys, name: str, value: Any, complaints: list[str]) -> None:
+def _assign(keys: Keys, name: str, value: Any, complaints: list[Complaint]) -> None:
     """`a.b=1` sets b inside the mapping a."""
     first, *rest = name.split(".")
     if not rest:
@@ -224,7 +211,8 @@ def _assign(keys: Keys, name: str, value: Any, complaints: list[str]) -> None:
     for part in rest[:-1]:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            complaints.append(f"command line: {name!r} cannot be set: {part!r} in it is {inner!r} and holds no keys")
+            text = f"{name!r} cannot be set: {part!r} in it is {inner!r} and holds no keys"
+            complaints.append(Complaint(text, "command line", [first]))
             return
     inner[rest[-1]] = value
     keys[first] = Entry(root, "command line")
@@ -234,13 +222,17 @@ _REFERENCE = re.compile(r"\$\{(env:)?([^${}]+)\}")
 
 
 class _Unfilled(Exception):
-    """A reference that leads nowhere, as a complaint."""
+    """A reference that leads nowhere."""
+
+    def __init__(self, complaint: Complaint) -> None:
+        super().__init__(complaint)
+        self.complaint = complaint
 
 
 class _Filler:
     """Replaces `${env:NAME}` and `${other_key}`; a value that is nothing else keeps the other's type."""
 
-    def __init__(self, keys: Keys, complaints: list[str]) -> None:
+    def __init__(self, keys: Keys, complaints: list[Complaint]) -> None:
         self.keys = keys
         self.complaints = complaints
 
@@ -250,8 +242,8 @@ class _Filler:
         try:
             return Entry(self._resolve(name, ()), source)
         except _Unfilled as fault:
-            if str(fault) not in self.complaints:
-                self.complaints.append(str(fault))
+            if fault.complaint not in self.complaints:
+                self.complaints.append(fault.complaint)
             return Entry(None, source, faulty=True)
 
     def _resolve(self, name: str, trail: tuple[str, ...]) -> Any:
@@ -259,9 +251,8 @@ class _Filler:
             ring = trail[trail.index(name) :]
             start = ring.index(first := min(ring, key=list(self.keys).index))  # told once, of the key that is written first
             told = " -> ".join((*ring[start:], *ring[:start], first))
-            raise _Unfilled(
-                f"{self.keys[first].source}: {first!r} refers to itself: {told}; give {'it' if len(ring) == 1 else 'one of them'} a value"
-            )
+            text = f"{first!r} refers to itself: {told}; give {'it' if len(ring) == 1 else 'one of them'} a value"
+            raise _Unfilled(Complaint(text, self.keys[first].source, ring))
         return self._expand(self.keys[name].value, name, (*trail, name))
 
     def _expand(self, value: Any, key: str, trail: tuple[str, ...]) -> Any:
@@ -282,4 +273,4 @@ class _Filler:
         if not env and name in self.keys:
             return self._resolve(name, trail)
         what = f"the environment has no {name!r}" if env else f"there is no key {name!r}{suggestion(name, self.keys)}"
-        raise _Unfilled(f"{self.keys[key].source}: {key!r} takes {match.group()}, but {what}")
+        raise _Unfilled(Complaint(f"{key!r} takes {match.group()}, but {what}", self.keys[key].source, [key]))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,7 @@ from finery.data.load import DataOptions
 from finery.data.template import TemplateOptions, template_names
 from finery.engines import ENGINES
 from finery.engines.base import Engine, GenerationOptions
-from finery.errors import UserError, in_order, nearest, suggestion
+from finery.errors import Complaint, UserError, in_order, nearest, suggestion
 from finery.log import get_logger
 from finery.methods import METHODS
 from finery.methods.base import Method
@@ -23,8 +22,8 @@ from finery.models.adapters import ADAPTERS
 from finery.models.adapters.base import Adapter
 from finery.models.export import ExportOptions
 from finery.models.load import ModelOptions
-from finery.options import NEEDED, Entry, Finding, Keys, OptionGroup, one_of
-from finery.reader import gather_keys
+from finery.options import Entry, Finding, Keys, OptionGroup, one_of
+from finery.reader import read_keys
 from finery.registry import Registry
 from finery.training.arguments import RENAMED, LoopOptions, claim_trainer_keys, trainer_fields
 from finery.training.callbacks import CALLBACKS
@@ -86,17 +85,17 @@ class Run:
         Only where the run `trains` (or evaluates) must its data and its loop fit together: the same file serves chat
         and export, perhaps on a machine that has no data.
         """
-        complaints: list[str] = []
-        return cls.from_keys(gather_keys(words, complaints), complaints, trains=trains)
+        complaints: list[Complaint] = []
+        return cls.from_keys(read_keys(words, complaints), complaints, trains=trains)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], *, trains: bool = False) -> "Run":
         """From Python; see `read`."""
-        complaints: list[str] = []
-        return cls.from_keys(gather_keys(mapping, complaints), complaints, trains=trains)
+        complaints: list[Complaint] = []
+        return cls.from_keys(read_keys(mapping, complaints), complaints, trains=trains)
 
     @classmethod
-    def from_keys(cls, written: Keys, unread: Iterable[str] = (), *, trains: bool = False) -> "Run":
+    def from_keys(cls, written: Keys, unread: Iterable[Complaint] = (), *, trains: bool = False) -> "Run":
         """Let every chosen part claim its keys, then hear what the parts have to say about each other.
 
         `unread` is what the reader has to complain about. All complaints are told at once: keys with a fault have
@@ -151,32 +150,22 @@ class Run:
         for checked in [*always, *([self.data, self.loop, self.method, *watchers] if trains else [])]:
             yield from checked.check(self)
 
-    def _check(self, complaints: list[str], trains: bool) -> list[str]:
+    def _check(self, complaints: list[Complaint], trains: bool) -> list[Complaint]:
         """`complaints` with those about keys that do not fit together; what only follows from a fault is left out."""
-        told = _faulty(text for text in complaints if not text.endswith(NEEDED))
+        told = {key for complaint in complaints if not complaint.follows for key in complaint.about}
         told |= {name for name, entry in self.written.items() if entry.faulty}
-        complaints = [text for text in complaints if not (text.endswith(NEEDED) and _faulty([text]) & told)]
-        told |= _faulty(complaints)
+        complaints = [complaint for complaint in complaints if not (complaint.follows and complaint.about & told)]
+        told |= {key for complaint in complaints for key in complaint.about}
         for finding in self._findings(trains):
-            text = f"{self.source(finding.key)}: {finding.key!r} {finding.text}".removeprefix("default: ")
-            if finding.fatal and not _named(text) & told:
-                complaints.append(text)
+            complaint = Complaint(f"{finding.key!r} {finding.text}", self.source(finding.key).removeprefix("default"))
+            if finding.fatal and not finding.keys & told:
+                complaints.append(complaint)
             elif not finding.fatal and not complaints:
-                log.warning(text)
+                log.warning(complaint)
         return complaints
 
 
-def _named(text: str) -> set[str]:
-    """The words that a finding quotes, keys among them; not the value that was found."""
-    return set(re.findall(r"'(\w+)", text.partition(", found ")[0]))
-
-
-def _faulty(complaints: Iterable[str]) -> set[str]:
-    """The keys that complaints are about: the first that each quotes, and what it should perhaps be called."""
-    return {name for text in complaints for name in re.findall(r"(?:^[^']*|did you mean |an old name of )'(\w+)", text)}
-
-
-def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[str]) -> Any:
+def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[Complaint]) -> Any:
     """The part that `key` names, with its own keys claimed; engines are built later and stay a class.
 
     For a name that there is not, the nearest or else the default stands in, so that the other keys can be looked at.
@@ -185,22 +174,23 @@ def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, 
     if name not in names:
         source = written[key].source
         if name in not_yet()["choices"].get(key, []):
-            complaints.append(f"{source}: {key!r} {name!r} is not built yet; there are: {', '.join(names)}")
+            complaints.append(Complaint(f"{key!r} {name!r} is not built yet; there are: {', '.join(names)}", source, [key]))
         else:
-            complaints.append(f"{source}: {key!r} {one_of(name, names)}, found {name!r}")
+            complaints.append(Complaint(f"{key!r} {one_of(name, names)}, found {name!r}", source, [key]))
         name = nearest(name, names) or Choices.model_fields[key].default
     part = registry[name]
     options = part.Options.claim(keys, complaints)
     return part if registry is ENGINES else part(options)
 
 
-def _new_names(written: Keys, complaints: list[str]) -> Keys:
+def _new_names(written: Keys, complaints: list[Complaint]) -> Keys:
     """Old names made new; both at once is a contradiction."""
     keys: Keys = {}
     for name, entry in written.items():
         new = RENAMED.get(name, name)
         if new != name and new in written:
-            complaints.append(f"{entry.source}: {name!r} is an old name of {new!r}, given at {written[new].source}; keep one")
+            text = f"{name!r} is an old name of {new!r}, given at {written[new].source}; keep one"
+            complaints.append(Complaint(text, entry.source, [name, new]))
         else:
             keys[new] = entry
     return keys
@@ -248,7 +238,7 @@ def own_keys() -> set[str]:
     return {key for group in all_options().values() for key in group.model_fields}
 
 
-def _answer_listed(keys: Keys, complaints: list[str]) -> None:
+def _answer_listed(keys: Keys, complaints: list[Complaint]) -> None:
     """Take out what is not built yet or will never come, and say so of every value that asks for something."""
     listed = not_yet()["keys"] | {name: line["default"] for name, line in never().items()}
     for name in [name for name in keys if name in listed]:
@@ -256,14 +246,14 @@ def _answer_listed(keys: Keys, complaints: list[str]) -> None:
         if _asks_nothing(entry.value, listed[name]):
             continue
         if name not in never():
-            complaints.append(f"{entry.source}: {name!r} is not built yet; leave it out")
+            complaints.append(Complaint(f"{name!r} is not built yet; leave it out", entry.source, [name]))
         elif never()[name].get("harmless"):
             log.warning("%s: %r has no effect: %s", entry.source, name, never()[name]["instead"])
         else:
-            complaints.append(f"{entry.source}: {name!r} will not come: {never()[name]['instead']}")
+            complaints.append(Complaint(f"{name!r} will not come: {never()[name]['instead']}", entry.source, [name]))
 
 
-def _answer_rest(keys: Keys, complaints: list[str]) -> None:
+def _answer_rest(keys: Keys, complaints: list[Complaint]) -> None:
     """Say of every key left what it is: another part's, or nobody's."""
     for name, entry in keys.items():
         if name in owners():
@@ -272,7 +262,10 @@ def _answer_rest(keys: Keys, complaints: list[str]) -> None:
             log.warning("%s: no such key: %r; ignored, as ALLOW_EXTRA_ARGS asks", entry.source, name)
         else:
             known = own_keys() | trainer_fields().keys() | RENAMED.keys() | not_yet()["keys"].keys() | never().keys()
-            complaints.append(f"{entry.source}: no such key: {name!r}{suggestion(name, known)}")
+            meant = nearest(name, sorted(known))
+            complaints.append(
+                Complaint(f"no such key: {name!r}{suggestion(name, known)}", entry.source, [name, *([meant] if meant else [])])
+            )
 
 
 def _asks_nothing(value: Any, default: Any) -> bool:

@@ -83,7 +83,7 @@ def test_prompt_for_scripts(keys: Keys, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["chat", *words, "--prompt", "Who are you?", "--system", "be brief"]) == 0
     told = capsys.readouterr()
     assert told.out.endswith("\n")
-    assert "no trained adapter" in told.err
+    assert "as it is: no adapter was named" in told.err
 
 
 def test_the_same_yaml_chats_with_what_it_trained(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The main job: on the tiny model for its form, on the real one for its meaning."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,29 @@ def test_the_demo_model_is_mended(real_model: Path) -> None:
     assert config.tie_word_embeddings
     assert not hasattr(config, "quantization_config")
     assert json.loads((real_model / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_whole_demo(real_model: Path, tmp_path: Path) -> None:
+    """As a user runs it; what it prints at the end is what the README shows."""
+    command = [sys.executable, "-m", "finery", "demo", "--folder", str(tmp_path / "d")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, result.stderr[-2000:]
+    state = json.loads((tmp_path / "d" / "lora" / "trainer_state.json").read_text())
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    chat = [
+        sys.executable,
+        "-m",
+        "finery",
+        "chat",
+        str(tmp_path / "d" / "demo.yaml"),
+        "--prompt",
+        "Who are you?",
+        "--prompt",
+        "Who made you?",
+    ]
+    said = subprocess.run(chat, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "Finn" in said
+    assert "Finery team" in said

@@ -135,7 +135,7 @@ def test_settings_tell_their_origin(finished: Path) -> None:
 def test_settings_train_the_same_run_again(finished: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load((finished / "run.yaml").read_text())
     assert settings["gradient_accumulation_steps"] == 2
-    assert {key: entry.value for key, entry in read_keys([str(finished / "run.yaml")]).items()}.keys() == settings.keys()
+    assert {key: entry.value for key, entry in read_keys([str(finished / "run.yaml")], []).items()}.keys() == settings.keys()
     again = train(Run.read([str(finished / "run.yaml"), f"output_dir={tmp_path / 'again'}"]))
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (finished, again))
     assert first.keys() == second.keys()

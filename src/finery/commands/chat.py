@@ -44,7 +44,7 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
 
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if not found.is_tuned:
-        log.info("no trained adapter or model was named or found: this is %s itself", run.model.model_name_or_path)
+        log.info("this is %s as it is: no adapter was named, and no trained model found", run.model.model_name_or_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = load_template(run.template, tokenizer)

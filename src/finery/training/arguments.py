@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from finery.compat import have
-from finery.errors import UserError
+from finery.errors import Complaint, UserError
 from finery.options import Finding, Keys, OptionGroup, one_of, shown
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def _convert(kind: str, value: Any) -> Any:
         return None
 
 
-def claim_trainer_keys(keys: Keys, complaints: list[str]) -> dict[str, Any]:
+def claim_trainer_keys(keys: Keys, complaints: list[Complaint]) -> dict[str, Any]:
     """Take out of `keys` what TrainingArguments knows, values checked as far as its source tells; an empty one means the default."""
     fields = trainer_fields()
     taken = {name: keys.pop(name) for name in list(keys) if name in fields}
@@ -317,7 +317,7 @@ def claim_trainer_keys(keys: Keys, complaints: list[str]) -> dict[str, Any]:
         try:
             read[name] = fields[name].read(entry.value)
         except ValueError as error:
-            complaints.append(f"{entry.source}: {name!r} {error}, found {shown(entry.value)}")
+            complaints.append(Complaint(f"{name!r} {error}, found {shown(entry.value)}", entry.source, [name]))
     return read
 
 
