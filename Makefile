@@ -19,7 +19,7 @@ $(BIN)/python:
 
 # A torch that is already there (a CUDA build, say) is kept: the other packages are then held to that one.
 .venv/.core: pyproject.toml constraints.txt | $(BIN)/python
-	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "venv: installing torch"; $(PIP) -c constraints.txt torch; }
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "venv: installing torch"; $(PIP) -c constraints.txt torch numpy; }
 	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
 	@$(BIN)/python -c "import torch; print('torch==' + torch.__version__)" >> .venv/constraints.txt
 	@echo "venv: installing finery and its core packages"

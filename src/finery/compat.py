@@ -1,22 +1,14 @@
 """Optional packages, and what differs between versions of the needed ones."""
 
+import os
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 from finery.errors import UserError
 
-EXTRA_OF = {
-    "modelscope": "modelscope",
-    "bitsandbytes": "quant",
-    "hqq": "quant",
-    "torchao": "quant",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "gradio": "web",
-    "deepspeed": "dist",
-    "ray": "dist",
-}
+EXTRA_OF = {"modelscope": "modelscope"}
 """Which extra of ours brings an optional package."""
 
 
@@ -32,6 +24,16 @@ def need(module: str, why: str = "") -> ModuleType:
         install = f'pip install "finery[{extra}]"' if extra else f"pip install {module}"
         raise UserError(f"the package {module!r} is not installed{f' ({why})' if why else ''}; it comes with: {install}")
     return import_module(module)
+
+
+def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a variable of the environment is `1`, `true` or `y`."""
+    return environment.get(name, "").lower() in ("1", "true", "y")
+
+
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first: it alone writes files."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_transformers() -> None:

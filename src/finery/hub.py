@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from finery.compat import need
+from finery.compat import is_on, need
 from finery.errors import UserError, suggestion
 from finery.log import get_logger
 
@@ -129,7 +129,7 @@ class _Ask:  # one question to one hub
 
 def active_hub() -> Hub:
     """The hub that the environment chooses: USE_MODELSCOPE_HUB, then USE_OPENMIND_HUB, else Hugging Face."""
-    return "ms" if _is_on("USE_MODELSCOPE_HUB") else "om" if _is_on("USE_OPENMIND_HUB") else "hf"
+    return "ms" if is_on("USE_MODELSCOPE_HUB") else "om" if is_on("USE_OPENMIND_HUB") else "hf"
 
 
 def fetch(
@@ -139,14 +139,24 @@ def fetch(
     """The local folder of a model or data set; downloaded, or taken from the cache, if `name` is not a folder already."""
     if not name.strip():
         raise UserError(f"the name of the {kind} is empty; give a local folder or a hub's 'organisation/name'")
-    folder = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    folder = folder_of(name)
     if _is_folder(folder):
         return folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if is_path(name):
         raise UserError(_no_folder(folder))
     hub = hub or active_hub()
     branch = HUBS[hub].branch if revision == "main" else revision
     return _snapshot(_Ask(hub, kind, name, branch, cache_dir, tokens.get(hub) or None))
+
+
+def folder_of(name: str) -> Path:
+    """The local folder that a name would mean."""
+    return Path(name).expanduser() if name.startswith("~/") else Path(name)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path: it is never asked of a hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _snapshot(ask: _Ask) -> Path:
@@ -293,8 +303,6 @@ def _no_folder(folder: Path) -> str:
 
 def _offline() -> str:
     """The variable that forbids the network, if one does; it counts for every hub."""
-    return next((key for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_on(key, "yes", "on")), "")
-
-
-def _is_on(variable: str, *also: str) -> bool:
-    return os.environ.get(variable, "").strip().lower() in ("true", "y", "1", *also)
+    return next(
+        (key for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if is_on(key) or os.environ.get(key, "").lower() in ("yes", "on")), ""
+    )

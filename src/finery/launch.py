@@ -1,11 +1,13 @@
 """More than one process: the run is checked here first, then torchrun starts Finery once for every device."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
+from finery.compat import is_on
+from finery.log import get_logger
 from finery.training.arguments import visible_devices
+
+log = get_logger(__name__)
 
 
 def num_processes(environment: Mapping[str, str] = os.environ) -> int:
@@ -17,31 +19,41 @@ def num_processes(environment: Mapping[str, str] = os.environ) -> int:
     if "LOCAL_RANK" in environment:
         return 1
     devices = visible_devices()
-    if devices > 1 or _is_on(environment, "FORCE_TORCHRUN"):
+    if devices > 1 or is_on("FORCE_TORCHRUN", environment):
         return int(environment.get("NPROC_PER_NODE", max(devices, 1)))
     return 1
 
 
 def needs_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun is to be started."""
-    return "LOCAL_RANK" not in environment and (num_processes(environment) > 1 or _is_on(environment, "FORCE_TORCHRUN"))
+    return "LOCAL_RANK" not in environment and (num_processes(environment) > 1 or is_on("FORCE_TORCHRUN", environment))
 
 
 def torchrun(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Start `finery train WORDS` under torchrun and wait; returns its exit code."""
-    command = torchrun_command(words, environment)
-    process = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1", **environment})
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # torchrun got it, too, and ends its children; wait for that
-            continue
+    """Start `finery train WORDS` once for every device, watched by torchrun's agent in this process; returns the exit code.
+
+    What the user can mend ends with 2, as it does in one process.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        run(parse_args(torchrun_words(words, environment)))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode != 2:
+            log.error("a training process ended with exit code %s; what it said stands above", failure.exitcode)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
 
 
-def torchrun_command(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The command, from NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT, RDZV_ID, MIN_NNODES, MAX_NNODES, MAX_RESTARTS."""
+def torchrun_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """What torchrun is told, from NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT, RDZV_ID, MIN_NNODES, MAX_NNODES
+    and MAX_RESTARTS.
+    """
     get = environment.get
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes(environment))]
+    command = ["--nproc-per-node", str(num_processes(environment))]
     address, port = get("MASTER_ADDR", "127.0.0.1"), get("MASTER_PORT")
     if rendezvous := get("RDZV_ID"):
         elastic = f"{get('MIN_NNODES')}:{get('MAX_NNODES')}" if get("MIN_NNODES") and get("MAX_NNODES") else get("NNODES", "1")
@@ -61,7 +73,3 @@ def torchrun_command(words: Sequence[str], environment: Mapping[str, str]) -> li
             port or "29500",
         ]
     return [*command, "-m", "finery", "train", *words]
-
-
-def _is_on(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "").lower() in ("1", "true", "y")

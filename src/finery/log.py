@@ -26,10 +26,10 @@ class _Stderr(logging.StreamHandler):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, set up on first use. Other ranks than the first only tell of warnings."""
+    """The logger of a module, set up on first use. Other ranks than the first only tell of errors."""
     root = logging.getLogger("finery")
     if not any(isinstance(handler, _Stderr) for handler in root.handlers):
         root.addHandler(_Stderr())
         root.propagate = False
-        root.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+        root.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     return logging.getLogger(name)

@@ -1,7 +1,6 @@
 """Everything one run needs: each chosen part claims its own keys, the rest is the trainer's."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from finery.compat import is_on
 from finery.data.load import DataOptions
-from finery.data.template import TemplateOptions, template_names
+from finery.data.registry import PACKAGED, default_folder
+from finery.data.template import TemplateOptions
 from finery.engines import ENGINES
 from finery.engines.base import Engine, GenerationOptions
 from finery.errors import Complaint, UserError, in_order, nearest, suggestion
@@ -74,6 +75,7 @@ class Run:
     method: Method
     adapter: Adapter
     engine: type[Engine]
+    engine_options: OptionGroup
     watchers: Mapping[str, OptionGroup]  # options of the callbacks, by name
     trainer: Mapping[str, Any]  # what is handed to TrainingArguments as it is
     written: Mapping[str, Entry]  # the user's keys, each with its place
@@ -105,10 +107,12 @@ class Run:
         keys = _new_names(written, complaints)
         renamed = dict(keys)
         groups = {name: group.claim(keys, complaints) for name, group in GROUPS.items()}
-        parts = {
+        chosen = {
             name: _choose(registry, getattr(groups["choices"], key), key, keys, written, complaints)
             for name, (registry, key) in PARTS.items()
         }
+        parts = {name: part(options) for name, (part, options) in chosen.items() if name != "engine"}
+        parts["engine"], parts["engine_options"] = chosen["engine"]  # an engine is built when its model is there
         watchers = {name: CALLBACKS[name].Options.claim(keys, complaints) for name in CALLBACKS.names()}
         _answer_listed(keys, complaints)  # before the trainer takes what it would not honour here
         trainer = claim_trainer_keys(keys, complaints)
@@ -130,8 +134,15 @@ class Run:
 
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
         """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""
-        groups = [getattr(self, name) for name in GROUPS] + [self.method.options, self.adapter.options, *self.watchers.values()]
+        groups = [getattr(self, name) for name in GROUPS] + [
+            self.method.options,
+            self.adapter.options,
+            self.engine_options,
+            *self.watchers.values(),
+        ]
         values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
+        if self.source("dataset_dir") == "default" and default_folder(str(self.data.dataset_dir)) == PACKAGED:
+            decided = {**decided, "dataset_dir": (str(PACKAGED), "there is no folder data: the packaged sets")}
         for key, value in values.items():
             source = self.source(key)
             if key in decided:
@@ -142,10 +153,7 @@ class Run:
                 yield Line(key, value, source)
 
     def _findings(self, trains: bool) -> Iterator[Finding]:
-        if self.template.template is not None and self.template.template not in template_names():
-            name = self.template.template
-            yield Finding("template", f"{one_of(name, template_names())}, found {name!r}; leave it out to use the model's own")
-        always = [self.model, self.template, self.generation, self.export, self.adapter]
+        always = [self.model, self.template, self.generation, self.export, self.adapter, self.engine_options]
         watchers = [CALLBACKS[name](options, ()) for name, options in self.watchers.items()]
         for checked in [*always, *([self.data, self.loop, self.method, *watchers] if trains else [])]:
             yield from checked.check(self)
@@ -165,8 +173,8 @@ class Run:
         return complaints
 
 
-def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[Complaint]) -> Any:
-    """The part that `key` names, with its own keys claimed; engines are built later and stay a class.
+def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[Complaint]) -> tuple[Any, OptionGroup]:
+    """The part that `key` names, and its options with its own keys claimed.
 
     For a name that there is not, the nearest or else the default stands in, so that the other keys can be looked at.
     """
@@ -179,8 +187,7 @@ def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, 
             complaints.append(Complaint(f"{key!r} {one_of(name, names)}, found {name!r}", source, [key]))
         name = nearest(name, names) or Choices.model_fields[key].default
     part = registry[name]
-    options = part.Options.claim(keys, complaints)
-    return part if registry is ENGINES else part(options)
+    return part, part.Options.claim(keys, complaints)
 
 
 def _new_names(written: Keys, complaints: list[Complaint]) -> Keys:
@@ -258,7 +265,7 @@ def _answer_rest(keys: Keys, complaints: list[Complaint]) -> None:
     for name, entry in keys.items():
         if name in owners():
             log.warning("%s: %r belongs to %s, which this run does not use", entry.source, name, owners()[name])
-        elif os.environ.get("ALLOW_EXTRA_ARGS", "").lower() in ("1", "true", "y"):
+        elif is_on("ALLOW_EXTRA_ARGS"):
             log.warning("%s: no such key: %r; ignored, as ALLOW_EXTRA_ARGS asks", entry.source, name)
         else:
             known = own_keys() | trainer_fields().keys() | RENAMED.keys() | not_yet()["keys"].keys() | never().keys()

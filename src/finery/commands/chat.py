@@ -4,10 +4,12 @@ import contextlib
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from typing import get_args
 
-from finery.data.sample import Message
+from finery.data.sample import Message, Role
 from finery.data.template import Template, load_template
 from finery.engines.base import Engine
+from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
 
@@ -37,10 +39,9 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     """The trained model of a run, or its base model, ready to answer."""
     import torch
 
-    from finery.models.load import own_dtype
     from finery.models.precision import inference_dtype
     from finery.models.tokenizer import load_tokenizer
-    from finery.models.trained import find_trained, load_trained
+    from finery.models.trained import find_trained, load_trained, trained_dtype
 
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if not found.is_tuned:
@@ -48,17 +49,27 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = load_template(run.template, tokenizer)
-    model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, device)
-    dtype = inference_dtype(run.model.infer_dtype, own_dtype(found.base, run.model.trust_remote_code), device)
-    return run.engine(model.to(dtype), tokenizer, template.stop_ids), template
+    dtype = inference_dtype(run.model.infer_dtype, trained_dtype(run.model), device)
+    model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, torch.device("cpu"))
+    return run.engine(model.to(device), tokenizer, template.stop_ids, run.engine_options), template
 
 
 def answer(run: Run, messages: Iterable[dict[str, str]]) -> str:
     """One answer to a conversation of `{"role": …, "content": …}` dicts."""
-    engine, template = open_engine(run)
-    history = [Message(message["role"], message["content"]) for message in messages]  # type: ignore[arg-type]
+    history = [_message(message) for message in messages]
     system = history.pop(0).content if history and history[0].role == "system" else ""
+    if not history or history[-1].role not in ("user", "observation") or any(message.role == "system" for message in history):
+        raise UserError("messages should end with a user's (or a tool's), and a system message may only come first")
+    engine, template = open_engine(run)
     return engine.generate(template.prompt_ids(history, system), run.generation)
+
+
+def _message(message: dict[str, str]) -> Message:
+    roles = {"tool": "observation"} | {role: role for role in get_args(Role)}
+    role, content = message.get("role"), message.get("content")
+    if role not in roles or not isinstance(content, str):
+        raise UserError(f"a message should have a 'role' ({', '.join(roles)}) and a text as 'content', found {message!r}")
+    return Message(roles[role], content)  # type: ignore[arg-type]
 
 
 class Conversation:

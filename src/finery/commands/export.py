@@ -23,14 +23,12 @@ def run(args: Namespace, words: list[str]) -> int:
 
 def export(run: Run) -> Path:
     """Merged in fp32, saved in the model's own format; returns the folder."""
-    import torch
-
     from finery.data.template import load_template
     from finery.files import new_folder, usual_modes
     from finery.models.export import merge_device, ollama_file, save_model
-    from finery.models.load import own_dtype
+    from finery.models.precision import named_dtype
     from finery.models.tokenizer import load_tokenizer, save_tokenizer
-    from finery.models.trained import find_trained, load_trained
+    from finery.models.trained import find_trained, load_trained, trained_dtype
 
     target = _target(run)
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
@@ -40,11 +38,10 @@ def export(run: Run) -> Path:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = load_template(run.template, tokenizer)
-    model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, merge_device(run.export))
-    asked = run.model.infer_dtype
-    dtype = own_dtype(found.base, run.model.trust_remote_code) if asked == "auto" else getattr(torch, asked)
+    dtype = named_dtype(run.model.infer_dtype, trained_dtype(run.model))
+    model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, merge_device(run.export))
     with new_folder(target) as folder:
-        save_model(model.to(dtype), folder, run.export.export_size, template.stop_ids)
+        save_model(model, folder, run.export.export_size, template.stop_ids)
         save_tokenizer(tokenizer, folder, template.jinja)
         (folder / "Modelfile").write_text(ollama_file(tokenizer, template.stop_ids, run.data.cutoff_len), encoding="utf-8")
         usual_modes(folder)
@@ -56,7 +53,7 @@ def _target(run: Run) -> Path:
     from finery.models.export import is_export
 
     if run.export.export_dir:
-        target = Path(run.export.export_dir)
+        target = Path(run.export.export_dir).resolve()  # of "." the name and the parent are needed
     elif run.loop.output_dir:
         target = Path(f"{run.loop.output_dir.rstrip('/')}-merged")
     else:

@@ -33,15 +33,15 @@ def train(run: Run) -> Path:
     from finery.data.rows import ROWS
     from finery.data.template import load_template
     from finery.models.load import fit_vocabulary, load_model
-    from finery.models.tokenizer import load_tokenizer
+    from finery.models.tokenizer import load_tokenizer, own_template
     from finery.training.session import Session
 
     session = Session(run.loop, run.trainer, run.model, run.adapter)  # folder, device, precision, where to start
     found = session.source()
     tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
-    own_template = str(tokenizer.chat_template or "")
+    own = own_template(tokenizer)
     template = load_template(run.template, tokenizer)
-    session.tell_template(template, tokenizer, own_template, run.template.template)
+    session.tell_template(template, tokenizer, own, run.template.template)
     rows = ROWS[run.method.rows](template, run.data.cutoff_len)
     sets = load_sets(run.data, rows, run.loop.seed, run.model.download, session.token_key(template, tokenizer))
     set_seed(run.loop.seed)

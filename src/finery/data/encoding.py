@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from finery.compat import is_first
 from finery.data.rows.base import Encoded, Row, Rows
 from finery.data.sample import Sample
 from finery.files import cache_folder, digest, new_folder
@@ -97,11 +98,12 @@ def encode_samples(samples: list[Sample], rows: Rows, key: str, num_workers: int
     supervised = int((found.labels >= 0).sum())
     cut = f", {found.num_cut} tokens cut away at cutoff_len {rows.cutoff_len}" if found.num_cut else ""
     log.info("%s: %d samples, %d rows, %d tokens (%d learnt)%s", part, len(found), found.num_rows, len(found.ids), supervised, cut)
-    try:
-        with new_folder(folder) as beside:
-            found.save(beside)
-    except OSError as error:
-        log.warning("the encoded rows could not be kept in %s: %s", folder.parent, error)
+    if is_first():
+        try:
+            with new_folder(folder) as beside:
+                found.save(beside)
+        except OSError as error:
+            log.warning("the encoded rows could not be kept in %s: %s", folder.parent, error)
     return found
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from finery.data.formats import FORMATS
 from finery.data.records import read_records
-from finery.data.registry import DatasetEntry, find_entry, read_registry
+from finery.data.registry import DatasetEntry, find_entry, read_registry, unknown_keys
 from finery.data.sample import BadRecord, Message, Sample
 from finery.errors import UserError
 from finery.hub import fetch
@@ -68,7 +68,7 @@ class DataOptions(OptionGroup):
                 yield Finding("dataset_dir", f"cannot be used: {error}")
                 return
             for name in names:
-                yield from _check_name(key, name, entries, folder, run.method.ranking)
+                yield from _check_name(key, name, entries, folder, run.method)
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,21 @@ class Sets:
     eval: EncodedSet | None
 
 
-def _check_name(key: str, name: str, entries: Mapping[str, Any], folder: Path | None, ranking: bool) -> Iterator[Finding]:
+def _check_name(key: str, name: str, entries: Mapping[str, Any], folder: Path | None, method: Any) -> Iterator[Finding]:
     try:
         entry = find_entry(name, entries)
     except UserError as error:
         prefix = f"data set {name!r}: "
         yield from (Finding(key, f"names {name!r}: {text.removeprefix(prefix)}") for text in error.complaints)
         return
-    if entry.ranking != ranking:
-        kind = "pairs of a better and a worse answer" if ranking else "plain answers"
+    if entry.ranking != method.ranking:
+        kind = "pairs of a better and a worse answer" if method.ranking else "plain answers"
         yield Finding(key, f"names {name!r} with 'ranking: {str(entry.ranking).lower()}', but this stage learns from {kind}")
+    for column in ("kto_tag", "images", "videos", "audios"):
+        if getattr(entry.columns, column) and column not in method.reads:
+            yield Finding(
+                key, f"names {name!r}, which has a column for {column!r} that this stage does not read; take it out of the columns"
+            )
     if not entry.hub and not (path := (folder or Path()) / str(entry.file_name)).exists():
         yield Finding(key, f"names {name!r}, whose file {path} does not exist")
 
@@ -142,6 +147,8 @@ def _reader(options: DataOptions, download: Mapping[str, Any], seed: int) -> Cal
 
     def read(name: str) -> list[Sample]:
         entry = find_entry(name, entries)
+        for unknown in unknown_keys(entries[name]):
+            log.warning("%s: %r in dataset_info.json is read by nothing", name, unknown)
         path = _locate(entry, folder, download)
         records = list(enumerate(read_records(path, entry, None if entry.num_samples else options.max_samples)))
         samples, reasons = _samples(name, _draw(records, entry, seed)[: options.max_samples], entry)

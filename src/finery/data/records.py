@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def _files(path: Path, entry: DatasetEntry) -> list[Path]:
         if entry.hub:
             # hubs name the files of a split; where no name says so, every file belongs to it
             found = found or [file for file in sorted(inner.rglob("*")) if file.suffix in ENDINGS and file.name not in METADATA]
-            of_split = [file for file in found if entry.split in str(file.relative_to(inner))]
+            of_split = [
+                file
+                for file in found
+                if re.search(rf"(^|[^a-z0-9]){re.escape(entry.split)}([^a-z0-9]|$)", str(file.relative_to(inner)), re.I)
+            ]
             if found and not of_split and entry.split != "train":
                 raise UserError(f"no file in {inner} is named for the split {entry.split!r}")
             found = of_split or found

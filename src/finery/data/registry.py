@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finery.data.formats import FORMATS
 from finery.data.formats.base import Columns, Tags
-from finery.errors import UserError, suggestion
+from finery.errors import UserError, nearest, suggestion
 from finery.hub import active_hub
 from finery.options import one_of, shown
 
@@ -53,6 +53,8 @@ def read_registry(dataset_dir: str | Mapping[str, Any]) -> tuple[dict[str, Any],
     """The raw entries by name and the folder that file names refer to; raises `UserError`."""
     if not isinstance(dataset_dir, str):
         return dict(dataset_dir), None
+    if dataset_dir == "ONLINE" or dataset_dir.startswith("REMOTE:"):
+        raise UserError(f"'dataset_dir: {dataset_dir}' is not built yet; name hub data sets in a dataset_info.json ('hf_hub_url')")
     folder = default_folder(dataset_dir)
     path = folder / "dataset_info.json"
     try:
@@ -79,7 +81,7 @@ def find_entry(name: str, entries: Mapping[str, Any]) -> DatasetEntry:
         wanted = 'its entry should be an object such as {"file_name": "x.json"}'
         raise UserError(f"data set {name!r}: in dataset_info.json {wanted}, found {shown(entries[name])}")
     try:
-        entry = DatasetEntry(**entries[name])
+        entry = DatasetEntry(**{key: value for key, value in entries[name].items() if key not in unknown_keys(entries[name])})
     except ValidationError as error:
         faults = [f"data set {name!r}: in dataset_info.json {'.'.join(map(str, fault['loc']))} {_plain(fault)}" for fault in error.errors()]
         raise UserError(*faults) from None
@@ -95,6 +97,12 @@ def find_entry(name: str, entries: Mapping[str, Any]) -> DatasetEntry:
     if not (entry.hub or entry.file_name):
         raise UserError(f"data set {name!r} names no file and no hub; give a 'file_name' beside dataset_info.json")
     return entry
+
+
+def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
+    """Keys of a raw entry that nobody reads, such as checksums of older files; those that look like a slip are faults instead."""
+    known = DatasetEntry.model_fields
+    return [key for key in raw if key not in known and nearest(str(key), known) is None]
 
 
 def _plain(fault: Any) -> str:

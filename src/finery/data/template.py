@@ -1,14 +1,14 @@
 """Templates: a conversation becomes pieces of tokens, and which of them are learnt."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finery.data.sample import Message, Sample
-from finery.errors import UserError, suggestion
-from finery.options import OptionGroup
+from finery.options import Finding, OptionGroup, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,13 @@ FOLDER = Path(__file__).parent / "templates"
 class TemplateOptions(OptionGroup):
     template: str | None = None
     """The chat template: a name, or nothing for the tokenizer's own."""
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """The name must be known."""
+        if self.template is not None and self.template not in template_names():
+            yield Finding(
+                "template", f"{one_of(self.template, template_names())}, found {self.template!r}; leave it out to use the model's own"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,38 +62,28 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def check_name(name: str) -> None:
-    """Raise a `UserError` where no template has this name."""
-    if name not in template_names():
-        hint = suggestion(name, template_names()) or f"; there are: {', '.join(template_names())}."
-        raise UserError(f"no template is called {name!r}{hint} Leave 'template' out to use the model's own")
-
-
 def load_template(options: TemplateOptions, tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The template of a run. A named one may give the tokenizer stop words, an end and a pad token.
 
-    Raises `UserError` for an unknown name and for a tokenizer that has no template of its own.
+    A tokenizer that has no template of its own gets `default`.
     """
     if options.template is None and tokenizer.chat_template:
         return import_module("finery.data.jinja").JinjaTemplate(tokenizer)
-    check_name(name := options.template or "default")
-    return import_module("finery.data.slots").SlotTemplate.load(name, tokenizer)
+    return import_module("finery.data.slots").SlotTemplate.load(options.template or "default", tokenizer)
 
 
 PROBE = (Message("user", "What is one and one?"), Message("assistant", "Two."), Message("user", "And two and two?"))
 
 
-def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", own: str | None) -> str:
-    """How a named template's prompt differs from that of the model's own Jinja `own`; empty where it does not."""
-    if not own or own == template.jinja:
-        return ""
+def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", jinja: str) -> str:
+    """How a template's prompt differs from what `jinja` writes, tokenised whole; empty where it does not."""
     from jinja2 import TemplateError
 
     messages = [{"role": message.role, "content": message.content} for message in PROBE]
     try:
-        text = tokenizer.apply_chat_template(messages, chat_template=own, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
-        return f"the model's own cannot write a plain conversation ({error})"
+        return f"it cannot write a plain conversation ({error})"
     theirs = tokenizer(str(text), add_special_tokens=False)["input_ids"]
     ours = template.prompt_ids(list(PROBE))
     if ours == theirs:
@@ -97,4 +94,4 @@ def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", o
         token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"
         return f"{token!r} (in {tokenizer.decode(ids[max(place - 3, 0) : place + 4])!r})"
 
-    return f"token {place} is {around(ours)}, where the model's own template has {around(theirs)}"
+    return f"token {place} is {around(ours)}, where it has {around(theirs)}"

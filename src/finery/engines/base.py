@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from finery.options import Finding, OptionGroup
+from finery.options import OptionGroup
 
 
 class GenerationOptions(OptionGroup):
@@ -37,7 +37,8 @@ class Engine(ABC):
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
     @abstractmethod
-    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> None: ...
+    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
+        """`options` are of this engine's `Options`; what does not fit together is said by their `check`."""
 
     @abstractmethod
     def stream(self, prompt_ids: list[int], options: GenerationOptions) -> Iterator[str]:
@@ -46,7 +47,3 @@ class Engine(ABC):
     def generate(self, prompt_ids: list[int], options: GenerationOptions) -> str:
         """The whole answer."""
         return "".join(self.stream(prompt_ids, options))
-
-    def check(self, run: Any) -> Iterator[Finding]:
-        """What does not fit together with other keys."""
-        yield from ()

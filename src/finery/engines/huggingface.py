@@ -13,8 +13,11 @@ __all__ = ["HuggingFace"]
 class HuggingFace(Engine):
     """Generates with a model in this process."""
 
-    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
+        from transformers import GenerationConfig
+
         self.model = model.eval()
+        self.model.generation_config = GenerationConfig()  # only the run's own keys count, not what came with the model
         self.tokenizer = tokenizer
         self.stop_ids = sorted(stop_ids)
 
@@ -67,6 +70,6 @@ class HuggingFace(Engine):
             max_new_tokens=options.max_new_tokens,
             repetition_penalty=options.repetition_penalty,
             eos_token_id=self.stop_ids,
-            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_ids[0],
+            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(self.stop_ids), None),
             **drawn,
         )

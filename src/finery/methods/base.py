@@ -6,8 +6,8 @@ Shapes: B rows, T tokens, V vocabulary, S supervised tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finery.data.rows.base import Row
@@ -23,16 +23,14 @@ class Loss:
 
     total: Tensor  # ()
     weight: Tensor  # () how many tokens (or pairs) the sum is over
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(ABC):
     """A training method. The flags say what a run must prepare for it."""
 
     rows: str  # the kind of rows, a name in data/rows
-    head = "lm"
     ranking = False  # learns from pairs: `ranking: true` in dataset_info.json
-    needs_reference = False
+    reads: Collection[str] = ()  # columns beside question and answer, such as images; others are refused, not passed over
     plots: Sequence[str] = ("loss", "eval_loss")  # what plot_loss draws
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some

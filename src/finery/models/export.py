@@ -127,7 +127,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> _Pieces | None:
         long = render(system, user, answer, user, answer, user)
         alone = render(user)
         without = render(user, answer, user)
-    except TemplateError:
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError):  # a template's own code
         return None
     opening = without.partition(_ANSWER)[2].partition(_USER)[0].removeprefix(closing)
     before, _, rest = long.partition(_SYSTEM)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finery.compat import quiet_transformers
 from finery.errors import UserError
-from finery.hub import fetch
+from finery.hub import fetch, folder_of, is_path
 from finery.log import get_logger
 from finery.options import CommaList, Finding, OptionGroup
 
@@ -53,16 +53,22 @@ class ModelOptions(OptionGroup):
     def check(self, run: Any) -> Iterator[Finding]:
         """Only an adapter method can take adapters; folders that are named must be there."""
         if self.adapter_name_or_path and not run.adapter.takes_adapters:
-            yield Finding("adapter_name_or_path", f"needs 'finetuning_type: lora', found {run.choices.finetuning_type!r}")
-        yield from _check_folder("model_name_or_path", self.model_name_or_path, ("config.json", "adapter_config.json"))
+            yield Finding(
+                "adapter_name_or_path", f"needs a 'finetuning_type' that goes on with adapters, found {run.choices.finetuning_type!r}"
+            )
+        if (folder_of(self.model_name_or_path) / "adapter_config.json").exists():
+            text = f"names {self.model_name_or_path}, which holds an adapter; give it as 'adapter_name_or_path', and here the base model"
+            yield Finding("model_name_or_path", text)
+        else:
+            yield from _check_folder("model_name_or_path", self.model_name_or_path, ("config.json",))
         for name in self.adapter_name_or_path:
             yield from _check_folder("adapter_name_or_path", name, ("adapter_config.json",))
 
 
 def _check_folder(key: str, name: str, needed: Sequence[str]) -> Iterator[Finding]:
     """What is wrong with a name, as far as the disk tells: one that looks like a path is never asked of a hub."""
-    folder = Path(name).expanduser() if name.startswith("~/") else Path(name)
-    if not name.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    folder = folder_of(name)
+    if not name.strip() or is_path(name):
         try:
             folder = fetch(name, kind="model")
         except UserError as error:
@@ -96,15 +102,20 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(f"{folder} brings its own code; set 'trust_remote_code: true' if you trust it") from None
-        raise UserError(f"{folder} holds no causal language model that can be loaded: {str(error).splitlines()[0]}") from None
+        raise not_loaded(folder, "causal language model", error) from None
     model, found = loaded
     # transformers would fill such weights with random numbers
     if lacking := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(f"{folder} holds no weights that fit its config.json for {lacking[0]}{more}")
     return model
+
+
+def not_loaded(folder: Path, what: str, error: Exception) -> UserError:
+    """What to tell of a folder that transformers cannot load."""
+    if "trust_remote_code" in str(error):
+        return UserError(f"{folder} brings its own code; set 'trust_remote_code: true' if you trust it")
+    return UserError(f"{folder} holds no {what} that can be loaded: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
 def own_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:

@@ -53,10 +53,15 @@ def cpu_computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
 
+def named_dtype(asked: str, own: torch.dtype) -> torch.dtype:
+    """The number format that `infer_dtype` names; `auto` is the model's own."""
+    return own if asked == "auto" else getattr(torch, asked)
+
+
 def inference_dtype(asked: str, own: torch.dtype, device: torch.device) -> torch.dtype:
     """The number format to answer in: `infer_dtype`, or for `auto` the model's own where the device computes it."""
     if asked != "auto":
-        return getattr(torch, asked)
+        return named_dtype(asked, own)
     if device.type == "cpu" and (own == torch.float16 or (own == torch.bfloat16 and not cpu_computes_bf16())):
         return torch.float32
     return own

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finery.errors import UserError
+from finery.models.load import not_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,14 +16,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenize
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, padding_side="right")
     except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(f"{folder} brings its own code; set 'trust_remote_code: true' if you trust it") from None
-        raise UserError(f"{folder} holds no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
-    if isinstance(tokenizer.chat_template, dict):  # several under names: the one that is used without a name
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
+        raise not_loaded(folder, "tokenizer", error) from None
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The Jinja of the model's own chat template, of several the one that is used without a name; empty where there is none."""
+    found = tokenizer.chat_template
+    return str(found.get("default", "") if isinstance(found, dict) else found or "")
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path, jinja: str | None) -> None:

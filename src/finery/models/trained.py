@@ -9,7 +9,7 @@ import torch
 
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
-from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model
+from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
 
 log = get_logger(__name__)
 
@@ -31,13 +31,16 @@ class Trained:
 
 def find_trained(options: ModelOptions, adapter: Adapter, output_dir: str | None) -> Trained:
     """`adapter_name_or_path`, else what a finished run left in `output_dir`, else the base model alone."""
+    finished = output_dir is not None and is_finished(Path(output_dir), adapter)
     if options.adapter_name_or_path:
+        if finished and output_dir not in options.adapter_name_or_path:
+            log.warning("'adapter_name_or_path' counts, not what was trained in %s; name that folder there to take it", output_dir)
         return Trained(locate_model(options), locate_adapters(options), True)
-    if output_dir is not None and is_finished(Path(output_dir), adapter):
+    if finished:
         log.info("taking the trained model in %s", output_dir)
         if adapter.takes_adapters:
-            return Trained(locate_model(options), [Path(output_dir)], True)
-        return Trained(Path(output_dir), is_tuned=True)
+            return Trained(locate_model(options), [Path(str(output_dir))], True)
+        return Trained(Path(str(output_dir)), is_tuned=True)
     return Trained(locate_model(options))
 
 
@@ -47,8 +50,16 @@ def is_finished(folder: Path, adapter: Adapter) -> bool:
     return (folder / adapter.config_file).exists() and any(path.exists() for path in weights)
 
 
-def load_trained(trained: Trained, adapter: Adapter, tokenizer: Any, trust_remote_code: bool, device: torch.device) -> Any:
-    """The model with its adapters merged, computed in fp32."""
-    model = load_model(trained.base, torch.float32, trust_remote_code)
-    fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
-    return adapter.merge(model.to(device), trained.adapters)
+def load_trained(
+    trained: Trained, adapter: Adapter, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype, merge_on: torch.device
+) -> Any:
+    """The model in `dtype`; adapters are merged into it in fp32 on `merge_on`, so that they lose nothing to rounding."""
+    merges = bool(trained.adapters)
+    model = load_model(trained.base, torch.float32 if merges else dtype, trust_remote_code)
+    fit_vocabulary(model, tokenizer, resize=merges)
+    return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
+
+
+def trained_dtype(options: ModelOptions) -> torch.dtype:
+    """The number format of the base model, also where a run has trained all of it in fp32."""
+    return own_dtype(locate_model(options), options.trust_remote_code)

@@ -44,7 +44,7 @@ class LoopOptions(OptionGroup):
     """The highest learning rate."""
     num_train_epochs: float = Field(3.0, gt=0)
     """Passes over the data."""
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: int = Field(-1, ge=-1)  # not 0, see check
     """Optimizer steps; overrides num_train_epochs."""
     lr_scheduler_type: str = "linear"
     """How the learning rate falls: linear, cosine, constant, …"""
@@ -126,6 +126,8 @@ class LoopOptions(OptionGroup):
             yield Finding("warmup_ratio", "is not used beside 'warmup_steps'; keep one", fatal=False)
         if self.lr_scheduler_type not in (choices := enum_values("SchedulerType")):
             yield Finding("lr_scheduler_type", f"{one_of(self.lr_scheduler_type, choices)}, found {self.lr_scheduler_type!r}")
+        if self.max_steps == 0:
+            yield Finding("max_steps", "should be 1 or more, or -1 to train by num_train_epochs, found 0")
         for key in ("logging_steps", "save_steps", "eval_steps", "warmup_steps"):
             number = getattr(self, key)
             if number is not None and number > 1 and number != int(number):
@@ -159,6 +161,8 @@ def _check_rest(rest: Mapping[str, Any]) -> Iterator[Finding]:
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if rest.get(key) and not rest.get("dataloader_num_workers"):
             yield Finding(key, "needs 'dataloader_num_workers' to be 1 or more")
+    if (metric := rest.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
+        yield Finding("metric_for_best_model", f"should be eval_loss, which is what evaluation measures, found {metric!r}")
     named = rest.get("report_to") or ()
     for name in (named,) if isinstance(named, str) else named:
         if name in TRACKERS and not have(TRACKERS[name]):

@@ -92,27 +92,48 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+WRITTEN = (
+    "checkpoint-*",
+    "trainer_log.jsonl",
+    "trainer_state.json",
+    "*_results.json",
+    "training_*.png",
+    "adapter_*",
+    "model*.safetensors*",
+)
+"""What a run writes that another run in the same folder would not write over."""
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a checkpoint can be gone on with: it holds its state, whole, and the optimizer's."""
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "optimizer.json").exists() and (folder / "scheduler.json").exists()
+
+
 def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step; one without a trainer_state.json was not finished and does not count."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists() and path.name.split("-")[1].isdigit()]
+    """The complete checkpoint with the highest step."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and is_complete(path)]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def starting_point(folder: Path, resume: str | bool | None, overwrite: bool, has_model: bool) -> Path | None:
     """The checkpoint to go on with, or nothing for a fresh start.
 
-    A folder with a run in it is gone on with, or cleared where `overwrite`. Raises `UserError` where `resume`
-    names no checkpoint, or where the folder holds a finished model and no checkpoint.
+    A folder with a run in it is gone on with, unless `overwrite`. Raises `UserError` where `resume` names no complete
+    checkpoint, or where the folder holds a finished model and no checkpoint.
     """
     if isinstance(resume, str):
-        if not (Path(resume) / "trainer_state.json").exists():
-            raise UserError(f"'resume_from_checkpoint': {resume} holds no finished checkpoint (no trainer_state.json)")
+        if not is_complete(Path(resume)):
+            lacks = "trainer_state.json, optimizer.json and scheduler.json are needed, whole"
+            raise UserError(f"'resume_from_checkpoint': {resume} holds no complete checkpoint ({lacks})")
         return Path(resume)
     found = newest(folder)
     if resume and found is None:
-        raise UserError(f"'resume_from_checkpoint: true': there is no checkpoint in {folder}")
+        raise UserError(f"'resume_from_checkpoint: true': there is no complete checkpoint in {folder}")
     if overwrite and not resume:
-        _clear(folder)
         return None
     if found is not None:
         log.info("going on with %s; 'overwrite_output_dir: true' would start anew", found)
@@ -121,8 +142,20 @@ def starting_point(folder: Path, resume: str | bool | None, overwrite: bool, has
     return found
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.glob("checkpoint-*"):
+def check_not_done(start: Path, num_steps: int) -> None:
+    """Raise a `UserError` where a checkpoint has no step left to go on with."""
+    step = json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    if step >= num_steps:
+        raise UserError(
+            f"{start} is the end of a run of {num_steps} steps: set 'overwrite_output_dir: true' to train anew, or train longer"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run has written, so that nothing of it is taken for this one's."""
+    for path in sorted(path for pattern in WRITTEN for path in folder.glob(pattern)):
         log.info("removing %s, as 'overwrite_output_dir' asks", path)
-        shutil.rmtree(path)
-    (folder / "trainer_log.jsonl").unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,7 +1,7 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
 import json
-import os
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finery.compat import is_first
 from finery.data.load import DataOptions, Sets
 from finery.data.rows.base import Rows
 from finery.data.template import Template, first_difference
+from finery.errors import UserError
 from finery.files import digest, usual_modes
 from finery.log import get_logger
 from finery.methods.base import Method
@@ -23,7 +25,7 @@ from finery.models.tokenizer import save_tokenizer
 from finery.models.trained import Trained, find_trained, is_finished
 from finery.options import OptionGroup
 from finery.training.arguments import LoopOptions, training_arguments
-from finery.training.checkpoint import starting_point
+from finery.training.checkpoint import check_not_done, clear, starting_point
 from finery.training.output import Line, write_card, write_run_file
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ class Session:
         device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
         self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
         self.decided: dict[str, tuple[Any, str]] = dict(adapter.decided())
+        if self.start is not None and loop.resume_from_checkpoint is None:
+            self.decided["resume_from_checkpoint"] = (None, f"went on with {self.start}")
+        if loop.eval_strategy == "steps" and loop.eval_steps is None:
+            self.decided["eval_steps"] = (loop.logging_steps, "as logging_steps")
+        self.watchers: list[Any] = []
         if self.precision.why:
             log.warning(self.precision.why)
             if not model.pure_bf16:
@@ -66,8 +73,11 @@ class Session:
             if not own:
                 log.warning("the model has no chat template of its own: template 'default' is used")
             self.decided["template"] = (None, f"{template.name} template") if own else (template.name, "the model has none of its own")
-        elif difference := first_difference(template, tokenizer, own):
+        elif own and (difference := first_difference(template, tokenizer, own)):
             log.warning("template %r is not the one that this model was made with: %s. It is trained as asked", asked, difference)
+        if asked is not None and (seam := first_difference(template, tokenizer, template.jinja or "")):
+            told = "template %r is tokenised piece by piece; programs that read the saved chat template whole see other tokens: %s"
+            log.warning(told, asked, seam)
 
     def token_key(self, template: Template, tokenizer: Any) -> str:
         """A digest of what turns text into tokens: vocabulary, rules and template."""
@@ -103,6 +113,10 @@ class Session:
             save_stop_tokens(model, folder, template.stop_ids)
             usual_modes(folder)
 
+        try:  # an optimizer may need a package or a device
+            Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise UserError(f"'optim: {arguments.optim}' cannot be used: {' '.join(str(error).split())}") from None
         trainer = Trainer(
             method=method,
             rows=rows,
@@ -119,36 +133,59 @@ class Session:
         trainer.remove_callback(PrinterCallback)
         for part in parts:
             part.trainer = trainer
+        self.watchers = parts
         return trainer
 
     def write_settings(self, lines: Iterable[Line]) -> None:
-        """run.yaml, from the first process."""
-        if _is_first():
+        """run.yaml, of what was trained and not of a later evaluation."""
+        if is_first() and self.loop.do_train:
             write_run_file(self.folder / "run.yaml", lines)
 
     def work(self, trainer: "Trainer", data: DataOptions, method: str, adapter: str, base: str) -> Path:
         """Train and evaluate as asked, save weights, results and the card; returns the folder."""
-        metrics: dict[str, Any] = {}
-        if self.loop.do_train:
-            began = time.time()
-            metrics |= trainer.train(resume_from_checkpoint=str(self.start) if self.start else None).metrics
-            metrics["train_tokens_per_second"] = round(trainer.tokens_trained / max(time.time() - began, 1e-9), 1)
-            trainer.save_model()
-            trainer.save_metrics("train", metrics)
-            trainer.save_state()
-        if trainer.eval_dataset is not None and (self.loop.do_eval or self.loop.do_train):
+        metrics = self._train(trainer) if self.loop.do_train else {}
+        if trainer.eval_dataset is not None:
             measured = self._just_measured(trainer) or trainer.evaluate()
             trainer.save_metrics("eval", measured)
             metrics |= measured
-        if _is_first():
+        if self.loop.do_train and is_first():
             write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
-            shown = {
-                name: value
-                for name, value in metrics.items()
-                if name in ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")
-            }
-            log.info("done: %s; everything is in %s", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), self.folder)
+        names = ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")
+        shown = [f"{name} {metrics[name]:.4g}" for name in names if name in metrics]
+        log.info("done: %s; everything is in %s", ", ".join(shown), self.folder)
         return self.folder
+
+    def _train(self, trainer: "Trainer") -> dict[str, Any]:
+        """The loop, and what it leaves: weights, state and results."""
+        num_steps = self._num_steps(trainer)
+        if self.start is not None:
+            check_not_done(self.start, num_steps)
+        elif self.loop.overwrite_output_dir and is_first():
+            clear(self.folder)
+        trainer.accelerator.wait_for_everyone()
+        began = time.time()
+        try:
+            result = trainer.train(resume_from_checkpoint=str(self.start) if self.start else None)
+        finally:
+            for watcher in self.watchers:
+                watcher.close()
+        seconds = max(time.time() - began, 1e-9)
+        first = trainer._initial_global_step  # of this session: a resumed run did the steps before it elsewhere
+        samples = trainer.num_samples_in(trainer.state.global_step) - trainer.num_samples_in(first)
+        metrics = result.metrics | {
+            "train_samples_per_second": round(samples / seconds, 3),
+            "train_tokens_per_second": round(trainer.tokens_trained / seconds, 1),
+        }
+        trainer.save_model()
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        return metrics
+
+    def _num_steps(self, trainer: "Trainer") -> int:
+        steps = len(trainer.get_train_dataloader())
+        if not steps:
+            raise UserError("'dataloader_drop_last' leaves no step: there are fewer samples than one step holds")
+        return self.loop.max_steps if self.loop.max_steps > 0 else math.ceil(self.loop.num_train_epochs * steps)
 
     def _just_measured(self, trainer: "Trainer") -> dict[str, float] | None:
         """What the loop measured after its last step, if these weights are still the ones in the model."""
@@ -156,7 +193,3 @@ class Session:
         if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
             return None
         return {name: value for name, value in lines[-1].items() if name != "step"}
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -12,10 +12,14 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from finery.data.rows.base import IGNORED, Row, Rows
+from finery.errors import UserError
+from finery.log import get_logger
 from finery.methods.base import Loss, Method
 from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
 from finery.training.sampler import StepSampler
 from finery.training.steps import cut
+
+log = get_logger(__name__)
 
 Units = list[list[Row]]
 
@@ -123,7 +127,7 @@ class Trainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """`<prefix>_loss` is the sum over all supervised tokens / their number, whatever the batches; NaN stays NaN."""
-        model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+        model = self.model  # not the wrapper, whose exchange of buffers would wait for ranks with fewer batches
         model.eval()  # type: ignore[union-attr]
         if callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()  # type: ignore[union-attr]
@@ -140,6 +144,13 @@ class Trainer(transformers.Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
 
     # -- counts that the loop asks for
+
+    def num_samples_in(self, num_steps: int) -> int:
+        """How many samples so many steps from the beginning hold, all ranks together."""
+        steps = len(self.get_train_dataloader())
+        epochs, rest = divmod(num_steps, max(steps, 1))
+        samples = len(self.train_dataset)  # type: ignore[arg-type]
+        return epochs * samples + min(rest * self.step_size * self.args.world_size, samples)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """The usual estimate of 6 operations per weight and token (Kaplan et al., 2020, arXiv 2001.08361)."""
@@ -160,18 +171,29 @@ class Trainer(transformers.Trainer):
         self.save_beside(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
+        if self.args.should_save:
             save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())  # type: ignore[union-attr]
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None = None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        else:
+        if checkpoint is not None:
             self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))  # type: ignore[union-attr]
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            save_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.accelerator.scaler is not None and checkpoint is not None and (Path(checkpoint) / "scaler.json").exists():
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint {resume_from_checkpoint} does not fit this run's settings: {reason}") from None
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -179,7 +201,11 @@ class Trainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         name = f"rng_{self.args.process_index}"
-        if checkpoint is not None and (Path(checkpoint) / f"{name}.json").exists():
+        if checkpoint is None:
+            return
+        if not (Path(checkpoint) / f"{name}.json").exists():
+            log.warning("%s holds no state of the dice of process %s: this run will draw others", checkpoint, self.args.process_index)
+        else:
             restore_random_states(load_state(Path(checkpoint), name))
 
 

@@ -25,6 +25,9 @@ class Callback:
         """Always, unless a subclass has a switch."""
         return True
 
+    def close(self) -> None:
+        """Called when the loop ends, well or not."""
+
     def check(self, run: Any) -> Iterator[Finding]:
         """What does not fit together with other keys."""
         yield from ()

@@ -72,8 +72,8 @@ class ProgressBar(Callback):
         elif "eval_loss" in logs:
             log.info("step %d/%d  eval loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
 
-    def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        """Close the bar."""
+    def close(self) -> None:
+        """Close the bar and give the terminal its cursor back."""
         if self.bar is not None:
             self.bar.stop()
 
