@@ -224,7 +224,7 @@ def test_freeze_says_what_is_not_there(options: dict[str, Any], text: str, model
 
 def test_only_lora_takes_adapters(keys: Keys, tmp_path: Path) -> None:
     text = complaint(lambda: Run.from_dict(keys(finetuning_type="full", adapter_name_or_path=str(tmp_path))))
-    assert "Python: 'adapter_name_or_path' needs 'finetuning_type: lora', found 'full'" in text.splitlines()
+    assert "Python: 'adapter_name_or_path' needs a 'finetuning_type' that goes on with adapters, found 'full'" in text.splitlines()
 
 
 def test_a_folder_without_an_adapter(keys: Keys, tiny_model: Path) -> None:

@@ -42,7 +42,7 @@ def is_tied(base: Path) -> bool:
 def tuned_model(run: Run) -> tuple[Any, Any]:
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     tokenizer = load_tokenizer(found.tokenizer_folder, False)
-    return load_trained(found, run.adapter, tokenizer, False, torch.device("cpu")), tokenizer
+    return load_trained(found, run.adapter, tokenizer, False, torch.float32, torch.device("cpu")), tokenizer
 
 
 def test_growing_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

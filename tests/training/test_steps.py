@@ -1,5 +1,8 @@
 """One optimizer step gives one gradient, however it is cut, padded, accumulated or dealt to ranks."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -110,18 +113,20 @@ def test_the_order_of_rows_does_not_matter(build: Build) -> None:
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
-def test_batch_times_accumulation_makes_the_step(keys: Callable[..., dict], batch: int, accumulation: int, tmp_path: Path) -> None:
+def test_batch_times_accumulation_makes_the_step(
+    keys: Callable[..., dict], batch: int, accumulation: int, tmp_path: Path, tiny_model: Path
+) -> None:
     from safetensors.torch import load_file
 
     both = []
     for name, settings in (("one", (8, 1)), ("other", (batch, accumulation))):
         given = keys(
             finetuning_type="full", optim="sgd", per_device_train_batch_size=settings[0], gradient_accumulation_steps=settings[1],
-            output_dir=str(tmp_path / name), learning_rate=0.1, max_grad_norm=0, cutoff_len=48, max_steps=1,
+            output_dir=str(tmp_path / name), learning_rate=1.0, max_grad_norm=0, cutoff_len=48, max_steps=1,
         )  # fmt: skip
         both.append(load_file(train(Run.from_dict(given)) / "model.safetensors"))
-    moved = max(float((both[1][name] - both[0][name]).abs().max()) for name in both[0])
-    assert moved < 1e-6 * max(float(tensor.abs().max()) for tensor in both[0].values())
+    start = load_file(tiny_model / "model.safetensors")
+    assert farthest(*({name: start[name] - weights[name] for name in start} for weights in both)) < 1e-6
 
 
 def test_parts_hold_all_rows_within_the_budget() -> None:
@@ -185,26 +190,35 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert [unit for step in StepSampler(20, 4, shuffle=False) for unit in step] == list(range(20))
 
 
-def test_two_processes_give_the_weights_of_one(keys: Callable[..., dict], tmp_path: Path) -> None:
-    import json
-    import os
-
-    from safetensors.torch import load_file
-
-    common = {"finetuning_type": "full", "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "max_steps": 3}
-    common |= {"val_size": 5, "eval_strategy": "steps", "eval_steps": 2}
-    one = train(Run.from_dict(keys(**common, per_device_train_batch_size=6, output_dir=str(tmp_path / "one"))))
-    two = tmp_path / "two"
-    given = keys(**common, per_device_train_batch_size=3, output_dir=str(two))
+def in_two_processes(given: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_give_the_gradient_of_one(keys: Callable[..., dict], tmp_path: Path, tiny_model: Path) -> None:
+    """Four steps of 19 samples, so that one process has none in the last; with SGD at rate 1 a step moves by the gradient."""
+    from safetensors.torch import load_file
+
+    common = {"finetuning_type": "full", "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0, "max_steps": 4, "val_size": 5}
+    common |= {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 1, "overwrite_output_dir": True}
+    one = train(Run.from_dict(keys(**common, per_device_train_batch_size=6, output_dir=str(tmp_path / "one"))))
+    two = tmp_path / "two"
+    shutil.copytree(one, two)  # what an earlier run left is removed once, not by both at a time
+    result = in_two_processes(keys(**common, per_device_train_batch_size=3, output_dir=str(two)))
     assert result.returncode == 0, result.stderr[-3000:]
-    first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    largest = max(float(tensor.abs().max()) for tensor in first.values())
-    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6 * largest
+    start = load_file(tiny_model / "model.safetensors")
+    after = [load_file(folder / "checkpoint-1" / "model.safetensors") for folder in (one, two)]
+    assert farthest(*({name: start[name] - weights[name] for name in start} for weights in after)) < 1e-6
     histories = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (one, two)]
     losses = [[line["loss"] for line in history if "loss" in line] for history in histories]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     evals = [json.loads((folder / "eval_results.json").read_text())["eval_loss"] for folder in (one, two)]
     assert evals[0] == pytest.approx(evals[1], rel=1e-5)
+
+
+def test_a_complaint_ends_two_processes_as_it_ends_one(keys: Callable[..., dict]) -> None:
+    result = in_two_processes(keys(lora_target="nope"))
+    assert result.returncode == 2
+    assert "'lora_target': the model has no linear layer 'nope'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -94,4 +94,4 @@ def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", j
         token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"
         return f"{token!r} (in {tokenizer.decode(ids[max(place - 3, 0) : place + 4])!r})"
 
-    return f"token {place} is {around(ours)}, where it has {around(theirs)}"
+    return f"here token {place} is {around(ours)}, there {around(theirs)}"

@@ -123,7 +123,10 @@ def own_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:
     import torch
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).dtype
+    try:
+        found = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).dtype
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loaded(folder, "model", error) from None
     found = getattr(torch, found) if isinstance(found, str) else found
     return found if isinstance(found, torch.dtype) else torch.float32
 

@@ -116,7 +116,7 @@ class Session:
         try:  # an optimizer may need a package or a device
             Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         except (ImportError, ValueError, RuntimeError) as error:
-            raise UserError(f"'optim: {arguments.optim}' cannot be used: {' '.join(str(error).split())}") from None
+            raise UserError(f"'optim: {self.rest.get('optim', 'adamw_torch')}' cannot be used: {' '.join(str(error).split())}") from None
         trainer = Trainer(
             method=method,
             rows=rows,

@@ -1,0 +1,181 @@
+"""How runs begin and end in folders that are not empty, and what is told instead of a traceback."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finery
+from finery.cli import main
+from finery.errors import UserError
+
+Keys = Callable[..., dict[str, Any]]
+
+
+def words_of(given: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in given.items()]
+
+
+def test_overwriting_removes_what_the_old_run_wrote_and_nothing_else(keys: Keys) -> None:
+    folder = finery.train(keys(val_size=4, save_strategy="steps", save_steps=1, plot_loss=True))
+    (folder / "notes.txt").write_text("mine")
+    finery.train(keys(finetuning_type="full", overwrite_output_dir=True, max_steps=1))
+    names = {path.name for path in folder.iterdir()}
+    assert "notes.txt" in names
+    assert "model.safetensors" in names
+    old = {"adapter_model.safetensors", "adapter_config.json", "checkpoint-1", "eval_results.json", "training_loss.png"}
+    assert not names & old
+    assert "eval_loss" not in json.loads((folder / "all_results.json").read_text())
+
+
+def test_a_run_that_cannot_begin_costs_nothing(keys: Keys) -> None:
+    folder = finery.train(keys(save_strategy="steps", save_steps=1))
+    before = sorted(str(path) for path in folder.rglob("*"))
+    with pytest.raises(UserError, match="lora_target"):
+        finery.train(keys(overwrite_output_dir=True, lora_target="nope"))
+    assert sorted(str(path) for path in folder.rglob("*")) == before
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    folder = finery.train(given)
+    with pytest.raises(UserError, match=r"is the end of a run of 2 steps"):
+        finery.train(given)
+    assert not (folder / "checkpoint-3").exists()
+    finery.train(given | {"max_steps": 3})
+    assert (folder / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"lora_rank": 3}, "does not fit this run's settings"),
+        ({"finetuning_type": "full"}, "does not fit this run's settings"),
+        ({"optim": "adamw_bnb_8bit"}, "'optim: adamw_bnb_8bit' cannot be used"),
+        ({"max_steps": 0}, "'max_steps' should be 1 or more"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 100}, "leaves no step"),
+        ({"metric_for_best_model": "accuracy"}, "'metric_for_best_model' should be eval_loss"),
+    ],
+)
+def test_what_does_not_fit_is_told(changes: dict[str, Any], wanted: str, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    finery.train(given)
+    capsys.readouterr()
+    assert main(["train", *words_of(given | {"max_steps": 5} | changes)]) == 2
+    told = capsys.readouterr().err
+    assert wanted in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("broken", ["trainer_state.json", "optimizer.json"])
+def test_an_incomplete_checkpoint_is_passed_over(broken: str, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    folder = finery.train(given)
+    state = folder / "checkpoint-2" / broken
+    state.write_text(state.read_text()[:20]) if broken == "trainer_state.json" else state.unlink()
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        finery.train(given | {"resume_from_checkpoint": str(folder / "checkpoint-2")})
+    capsys.readouterr()
+    finery.train(given)
+    assert "going on with" in (told := capsys.readouterr().err)
+    assert "checkpoint-1" in told
+
+
+def test_an_adapters_folder_is_no_model(keys: Keys, tmp_path: Path) -> None:
+    folder = finery.train(keys())
+    with pytest.raises(UserError, match="which holds an adapter; give it as 'adapter_name_or_path'"):
+        finery.train(keys(model_name_or_path=str(folder), output_dir=str(tmp_path / "other")))
+
+
+def test_an_evaluation_leaves_the_settings_of_the_training(keys: Keys) -> None:
+    folder = finery.train(keys(val_size=4))
+    before = [(folder / name).read_text() for name in ("run.yaml", "README.md")]
+    finery.train(keys(do_train=False, do_eval=True, val_size=4, learning_rate=9))
+    assert [(folder / name).read_text() for name in ("run.yaml", "README.md")] == before
+
+
+def test_a_start_adapter_counts_in_chat_and_that_is_said(keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = finery.train(keys(output_dir=str(tmp_path / "first")))
+    given = keys(adapter_name_or_path=str(first), max_new_tokens=2)
+    finery.train(given)
+    capsys.readouterr()
+    finery.chat(given, [{"role": "user", "content": "Hi"}])
+    assert "'adapter_name_or_path' counts, not what was trained in" in capsys.readouterr().err
+
+
+def test_samples_are_counted_with_accumulation(keys: Keys) -> None:
+    folder = finery.train(keys(per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=2))
+    results = json.loads((folder / "train_results.json").read_text())
+    ratio = results["train_tokens_per_second"] / results["train_samples_per_second"]
+    assert 20 < ratio < 60  # tokens of a sample of `sums`; 4 times as many if accumulation were forgotten
+
+
+def test_a_full_run_is_exported_in_the_bases_format(keys: Keys, tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(tiny_model, tmp_path / "half")
+    import torch
+
+    AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.bfloat16).save_pretrained(str(tmp_path / "half"))
+    given = keys(model_name_or_path=str(tmp_path / "half"), finetuning_type="full")
+    finery.train(given)
+    weights = load_file(finery.export(given) / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("messages", "wanted"),
+    [([], "should end with"), ([{"role": "sytem", "content": "x"}], "should have a 'role'"), ([{"role": "user"}], "a text as 'content'")],
+)
+def test_messages_from_python_are_checked(messages: list[dict[str, str]], wanted: str, keys: Keys) -> None:
+    with pytest.raises(UserError, match=wanted):
+        finery.chat(keys(), messages)
+
+
+def test_columns_that_the_stage_does_not_read(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "kto.json").write_text(json.dumps([{"instruction": "a", "output": "b", "label": False}]))
+    entries = {"kto": {"file_name": "kto.json", "columns": {"kto_tag": "label"}, "file_sha1": "0"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match="'kto_tag' that this stage does not read"):
+        finery.train(keys(dataset="kto", dataset_dir=str(tmp_path)))
+
+
+def test_a_key_of_old_registries_is_told_and_passed_over(
+    keys: Keys, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(data_dir / "sums.json", tmp_path)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"sums": {"file_name": "sums.json", "file_sha1": "0"}}))
+    finery.train(keys(dataset_dir=str(tmp_path)))
+    assert "'file_sha1' in dataset_info.json is read by nothing" in capsys.readouterr().err
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"sums": {"file_nam": "sums.json"}}))
+    with pytest.raises(UserError, match="did you mean 'file_name'"):
+        finery.train(keys(dataset_dir=str(tmp_path)))
+
+
+def test_the_bar_shows_loss_speed_and_time_left(keys: Keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+    finery.train(keys(max_steps=3))
+    told = capsys.readouterr().err
+    assert "3/3" in told
+    assert "tokens/s" in told
+    assert "left" in told
+    assert "loss 5." in told or "loss 6." in told
+    assert told.count("\x1b[?25l") == told.count("\x1b[?25h") > 0
+
+
+def test_the_cursor_comes_back_after_a_failure(keys: Keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finery.training.trainer.Trainer.training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finery.train(keys())
+    told = capsys.readouterr().err
+    assert told.count("\x1b[?25l") == told.count("\x1b[?25h") > 0
