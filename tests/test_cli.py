@@ -114,6 +114,18 @@ def test_interpolation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run.loop.output_dir == "saves/r32-sft"
 
 
+def test_aliases_and_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "base: &base {lora_rank: 4, seed: 7}\n<<: *base\nmodel_name_or_path: a/b\nseed: 8\n".replace("base: &base", "placeholders: &base")
+    )
+    run = Run.read([str(path)])
+    assert (run.adapter.options.lora_rank, run.loop.seed) == (4, 8)
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 13))]
+    path.write_text("\n".join(["model_name_or_path: a/b", *rows, "lora_rank: *a12"]))
+    assert main(["train", str(path)]) == 2  # and soon: written out it would be 9 ** 13 words
+
+
 def test_old_names_of_the_trainers_keys() -> None:
     run = Run.read(["model_name_or_path=a/b", "evaluation_strategy=steps", "val_size=2", "dataset=identity", "overwrite_output_dir=true"])
     assert run.loop.eval_strategy == "steps"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finery.errors import UserError
+
 
 def cache_folder() -> Path:
     """Finery's own cache: `FINERY_CACHE`, else a folder in the user's cache folder."""
@@ -29,11 +31,20 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes the place of `path` only when the block ends well."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
     try:
         yield beside
-        shutil.rmtree(path, ignore_errors=True)
-        beside.replace(path)
+        if path.is_mount():  # it cannot be replaced, only filled
+            for old in path.iterdir():
+                old.unlink() if old.is_file() else shutil.rmtree(old)
+            for new in beside.iterdir():
+                shutil.move(new, path / new.name)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from finery.compat import is_on
+from finery.errors import UserError
 from finery.log import get_logger
 from finery.training.arguments import visible_devices
 
@@ -20,7 +21,10 @@ def num_processes(environment: Mapping[str, str] = os.environ) -> int:
         return 1
     devices = visible_devices()
     if devices > 1 or is_on("FORCE_TORCHRUN", environment):
-        return int(environment.get("NPROC_PER_NODE", max(devices, 1)))
+        number = environment.get("NPROC_PER_NODE", str(max(devices, 1)))
+        if not number.isdigit() or int(number) < 1:
+            raise UserError(f"NPROC_PER_NODE in the environment should be a whole number from 1 on, found {number!r}")
+        return int(number)
     return 1
 
 

@@ -1,11 +1,13 @@
 """Keys, declared beside the code that reads them, and claimed from what the user wrote."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from finery.errors import Complaint, nearest
@@ -43,6 +45,8 @@ def _split(value: object) -> object:
     return tuple(str(word).strip() for word in words if str(word).strip()) if isinstance(words, (list, tuple)) else words
 
 
+PathText = Annotated[str, AfterValidator(os.path.expanduser), Field(min_length=1)]
+"""A path, in which `~` is the user's home."""
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several names: a YAML list, or one string with commas."""
 
@@ -87,9 +91,16 @@ class OptionGroup(BaseModel):
         yield from ()
 
 
+_SHORT = Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 30
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+"""Aliases can make a short file an endless value."""
+
+
 def shown(value: object) -> str:
     """A value as the user would write it, cut where it is long."""
-    text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
+    text = {"True": "true", "False": "false", "None": "null"}.get(told := _SHORT.repr(value), told)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

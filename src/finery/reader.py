@@ -83,8 +83,13 @@ def _read_yaml(text: str, path: Path, complaints: list[Complaint]) -> Keys:
         if not isinstance(node, yaml.MappingNode):
             found = "a list" if isinstance(node, yaml.SequenceNode) else "plain text"
             raise UserError(f"{path}:{node.start_mark.line + 1}: should hold `key: value` lines, found {found}")
+        own = [key_node.value for key_node, _ in node.value]
+        own_nodes = {id(key_node) for key_node, _ in node.value}
+        loader.flatten_mapping(node)  # `<<: *other` takes those of another mapping's keys that are not given here
         keys: Keys = {}
         for key_node, value_node in node.value:
+            if id(key_node) not in own_nodes and key_node.value in own:
+                continue
             source = f"{path}:{key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node, deep=True))
             complaints += _twice_within(name, value_node, path, set())
@@ -234,6 +239,7 @@ class _Filler:
 
     def __init__(self, keys: Keys, complaints: list[Complaint]) -> None:
         self.keys = keys
+        self.filled: dict[int, Any] = {}  # by identity: an alias that stands in many places is filled in once
         self.complaints = complaints
 
     def entry(self, name: str) -> Entry:
@@ -256,10 +262,12 @@ class _Filler:
         return self._expand(self.keys[name].value, name, (*trail, name))
 
     def _expand(self, value: Any, key: str, trail: tuple[str, ...]) -> Any:
-        if isinstance(value, list):
-            return [self._expand(item, key, trail) for item in value]
-        if isinstance(value, dict):
-            return {name: self._expand(item, key, trail) for name, item in value.items()}
+        if isinstance(value, (list, dict)):
+            if id(value) not in self.filled:
+                inner = value.items() if isinstance(value, dict) else enumerate(value)
+                pairs = {name: self._expand(item, key, trail) for name, item in inner}
+                self.filled[id(value)] = pairs if isinstance(value, dict) else list(pairs.values())
+            return self.filled[id(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
         if whole := _REFERENCE.fullmatch(value):

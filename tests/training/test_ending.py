@@ -55,6 +55,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
         ({"lora_rank": 3}, "does not fit this run's settings"),
         ({"finetuning_type": "full"}, "does not fit this run's settings"),
         ({"optim": "adamw_bnb_8bit"}, "'optim: adamw_bnb_8bit' cannot be used"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit"),
         ({"max_steps": 0}, "'max_steps' should be 1 or more"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 100}, "leaves no step"),
         ({"metric_for_best_model": "accuracy"}, "'metric_for_best_model' should be eval_loss"),
@@ -97,13 +98,92 @@ def test_an_evaluation_leaves_the_settings_of_the_training(keys: Keys) -> None:
     assert [(folder / name).read_text() for name in ("run.yaml", "README.md")] == before
 
 
-def test_a_start_adapter_counts_in_chat_and_that_is_said(keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = finery.train(keys(output_dir=str(tmp_path / "first")))
-    given = keys(adapter_name_or_path=str(first), max_new_tokens=2)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_file_that_goes_on_with_adapters_serves_what_it_trained(keys: Keys, tmp_path: Path, fresh: bool) -> None:
+    """What the run merged comes first, then its own adapter; with that file, and with its output folder alone."""
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    starts = [finery.train(keys(output_dir=str(tmp_path / name), learning_rate=0.05, seed=n)) for n, name in enumerate(("a", "b"))]
+    given = keys(adapter_name_or_path=",".join(map(str, starts)), create_new_adapter=fresh, learning_rate=0.05)
+    folder = finery.train(given)
+    wanted: object = AutoModelForCausalLM.from_pretrained(given["model_name_or_path"], dtype=torch.float32)
+    for adapter in [*(starts if fresh else starts[:1]), folder]:
+        wanted = PeftModel.from_pretrained(wanted, str(adapter)).merge_and_unload()  # type: ignore[arg-type]
+    for number, asked in enumerate((given, {key: value for key, value in given.items() if key != "adapter_name_or_path"})):
+        found = load_file(finery.export(asked | {"export_dir": str(tmp_path / f"e{number}")}) / "model.safetensors")
+        state = wanted.state_dict()  # type: ignore[attr-defined]
+        assert all(torch.allclose(found[name], state[name], atol=1e-6) for name in found)
+
+
+def test_another_adapter_counts_before_what_was_trained(keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = finery.train(keys(output_dir=str(tmp_path / "other")))
+    given = keys()
     finery.train(given)
     capsys.readouterr()
-    finery.chat(given, [{"role": "user", "content": "Hi"}])
+    finery.chat(given | {"adapter_name_or_path": str(other), "max_new_tokens": 2}, [{"role": "user", "content": "Hi"}])
     assert "'adapter_name_or_path' counts, not what was trained in" in capsys.readouterr().err
+
+
+def test_an_export_never_takes_other_files_with_it(keys: Keys, tmp_path: Path) -> None:
+    given = keys(output_dir=str(tmp_path / "all" / "run"))
+    finery.train(given)
+    exported = finery.export(given | {"export_dir": str(tmp_path / "e")})
+    finery.export(given | {"export_dir": str(exported)})
+    (exported / "mine.gguf").write_text("precious")
+    with pytest.raises(UserError, match="holds files that no export has written"):
+        finery.export(given | {"export_dir": str(exported)})
+    with pytest.raises(UserError, match="name another folder"):
+        finery.export(given | {"export_dir": str(tmp_path / "all"), "adapter_name_or_path": given["output_dir"]})
+    assert (exported / "mine.gguf").read_text() == "precious"
+
+
+def test_an_unfinished_run_is_not_exported_as_its_base(keys: Keys, tmp_path: Path) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    folder = finery.train(given)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no finished model; its newest checkpoint is .*checkpoint-2"):
+        finery.export(given)
+
+
+def test_a_runs_own_files_never_replace_the_users(keys: Keys, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    (folder / "checkpoint-old").mkdir(parents=True)
+    for name in ("README.md", "run.yaml", "checkpoint-notes"):
+        (folder / name).write_text("mine\n")
+    finery.train(keys(output_dir=str(folder), overwrite_output_dir=True))
+    kept = {"README.given.md", "run.given.yaml", "checkpoint-notes"}
+    assert all((folder / name).read_text() == "mine\n" for name in kept)
+    assert (folder / "checkpoint-old").is_dir()
+    shutil.copytree(tiny_model, tmp_path / "base")
+    with pytest.raises(UserError, match="is what the run starts from"):
+        finery.train(keys(model_name_or_path=str(tmp_path / "base"), output_dir=str(tmp_path / "base")))
+
+
+def test_home_is_the_same_everywhere(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert finery.train(keys(output_dir="~/here")) == tmp_path / "here"
+    assert {"run.yaml", "adapter_model.safetensors"} <= {path.name for path in (tmp_path / "here").iterdir()}
+
+
+def test_going_on_with_other_save_steps(keys: Keys) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    folder = finery.train(given)
+    finery.train(given | {"max_steps": 6, "save_steps": 3})
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-6"}
+
+
+def test_a_base_of_convolutions_has_linear_layers_too(keys: Keys, tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2)).save_pretrained(str(tmp_path / "gpt2"))
+    tokenizer.save_pretrained(str(tmp_path / "gpt2"))
+    folder = finery.train(keys(model_name_or_path=str(tmp_path / "gpt2")))
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert {"c_attn", "c_proj", "c_fc"} <= set(targets)
 
 
 def test_samples_are_counted_with_accumulation(keys: Keys) -> None:

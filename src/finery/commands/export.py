@@ -28,12 +28,14 @@ def export(run: Run) -> Path:
     from finery.models.export import merge_device, ollama_file, save_model
     from finery.models.precision import named_dtype
     from finery.models.tokenizer import load_tokenizer, save_tokenizer
-    from finery.models.trained import find_trained, load_trained, trained_dtype
+    from finery.models.trained import checkpoint_hint, find_trained, load_trained, trained_dtype
 
     target = _target(run)
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
-    if target.resolve() in [folder.resolve() for folder in (found.base, *found.adapters)]:
-        raise UserError(f"'export_dir': {target} is what is to be exported; name another folder")
+    if any(target.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in (found.base, *found.adapters)):
+        raise UserError(f"'export_dir': {target} is or holds what is to be exported; name another folder")
+    if not found.is_tuned and run.loop.output_dir is not None:
+        raise UserError(f"'output_dir': {run.loop.output_dir} holds no finished model{checkpoint_hint(Path(run.loop.output_dir))}")
     if not found.is_tuned:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from finery.compat import is_first
 from finery.data.rows.base import Encoded, Row, Rows
 from finery.data.sample import Sample
+from finery.errors import UserError
 from finery.files import cache_folder, digest, new_folder
 from finery.log import get_logger
 
@@ -102,7 +103,7 @@ def encode_samples(samples: list[Sample], rows: Rows, key: str, num_workers: int
         try:
             with new_folder(folder) as beside:
                 found.save(beside)
-        except OSError as error:
+        except (OSError, UserError) as error:
             log.warning("the encoded rows could not be kept in %s: %s", folder.parent, error)
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from finery.options import Finding, OptionGroup
+from finery.options import Finding, OptionGroup, PathText
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ExportOptions(OptionGroup):
-    export_dir: str | None = None
+    export_dir: PathText | None = None
     """Where the merged model goes; <output_dir>-merged where it is not given."""
     export_size: int = Field(5, gt=0)
     """The largest file of weights, in GB."""
@@ -37,10 +37,15 @@ SIGNATURE = "# Written by Finery"
 """The first line of our Modelfile; a folder that has it may be replaced by another export."""
 
 
+EXPORTED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py", "")
+"""Endings of what an export writes; a folder that holds anything else is not replaced."""
+
+
 def is_export(folder: Path) -> bool:
-    """Whether an export of ours has filled this folder."""
+    """Whether an export of ours has filled this folder, and nobody has put anything else into it."""
     path = folder / "Modelfile"
-    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(SIGNATURE)
+    signed = path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(SIGNATURE)
+    return signed and all(entry.is_file() and entry.suffix in EXPORTED for entry in folder.iterdir())
 
 
 def merge_device(options: ExportOptions) -> torch.device:

@@ -101,7 +101,7 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise not_loaded(folder, "causal language model", error) from None
     model, found = loaded
     # transformers would fill such weights with random numbers

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
 
 log = get_logger(__name__)
+
+RUN_FILE = "run.yaml"
+"""The resolved settings of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,45 @@ class Trained:
 
 
 def find_trained(options: ModelOptions, adapter: Adapter, output_dir: str | None) -> Trained:
-    """`adapter_name_or_path`, else what a finished run left in `output_dir`, else the base model alone."""
-    finished = output_dir is not None and is_finished(Path(output_dir), adapter)
-    if options.adapter_name_or_path:
-        if finished and output_dir not in options.adapter_name_or_path:
+    """`adapter_name_or_path`, else what a finished run left in `output_dir`, else the base model alone.
+
+    The adapters that the run in `output_dir` itself started from are a part of what it left, so the very file that
+    was trained with serves: those that it merged, and then its own.
+    """
+    folder = Path(output_dir) if output_dir is not None and is_finished(Path(output_dir), adapter) else None
+    started, merged = _start_of(folder) if folder and adapter.takes_adapters else ([], [])
+    named = list(options.adapter_name_or_path)
+    if named and (folder is None or named != started):
+        if folder and output_dir not in named:
             log.warning("'adapter_name_or_path' counts, not what was trained in %s; name that folder there to take it", output_dir)
         return Trained(locate_model(options), locate_adapters(options), True)
-    if finished:
-        log.info("taking the trained model in %s", output_dir)
-        if adapter.takes_adapters:
-            return Trained(locate_model(options), [Path(str(output_dir))], True)
-        return Trained(Path(str(output_dir)), is_tuned=True)
-    return Trained(locate_model(options))
+    if folder is None:
+        return Trained(locate_model(options))
+    log.info("taking the trained model in %s%s", folder, f" after {', '.join(merged)}" if merged else "")
+    if not adapter.takes_adapters:
+        return Trained(folder, is_tuned=True)
+    before = locate_adapters(options.model_copy(update={"adapter_name_or_path": tuple(merged)}))
+    return Trained(locate_model(options), [*before, folder], True)
+
+
+def _start_of(folder: Path) -> tuple[list[str], list[str]]:
+    """The adapters that a run started from, and those of them that it merged into its base, as its run.yaml tells."""
+    path = folder / RUN_FILE
+    settings = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    started = list(settings.get("adapter_name_or_path") or [])
+    return started, started if settings.get("create_new_adapter") else started[:-1]
 
 
 def is_finished(folder: Path, adapter: Adapter) -> bool:
     """Whether a run ended here: its weights and their config lie in the folder itself, not only in checkpoints."""
     weights = (folder / adapter.model_file, folder / f"{adapter.model_file}.index.json")
     return (folder / adapter.config_file).exists() and any(path.exists() for path in weights)
+
+
+def checkpoint_hint(folder: Path) -> str:
+    """What to take instead of a model that was never finished."""
+    found = sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: (len(path.name), path.name))
+    return f"; its newest checkpoint is {found[-1]}: name it as 'adapter_name_or_path' or 'model_name_or_path'" if found else ""
 
 
 def load_trained(

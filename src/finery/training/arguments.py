@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 
 from finery.compat import have
 from finery.errors import Complaint, UserError
-from finery.options import Finding, Keys, OptionGroup, one_of, shown
+from finery.options import Finding, Keys, OptionGroup, PathText, one_of, shown
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -26,7 +26,7 @@ Strategy = Literal["no", "steps", "epoch"]
 
 
 class LoopOptions(OptionGroup):
-    output_dir: str | None = None
+    output_dir: PathText | None = None
     """The folder for everything that the run writes."""
     overwrite_output_dir: bool = False
     """Start anew in a folder that holds a run already; otherwise its newest checkpoint is gone on with."""
@@ -70,7 +70,7 @@ class LoopOptions(OptionGroup):
     """Steps between two evaluations; as logging_steps where it is not given."""
     load_best_model_at_end: bool = False
     """End with the checkpoint that evaluated best."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     """Seed of every random choice."""
     disable_shuffling: bool = False
     """Take the samples in the order of the file."""

@@ -93,7 +93,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 WRITTEN = (
-    "checkpoint-*",
+    "checkpoint-[0-9]*",
     "trainer_log.jsonl",
     "trainer_state.json",
     "*_results.json",
@@ -115,7 +115,7 @@ def is_complete(folder: Path) -> bool:
 
 def newest(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and is_complete(path)]
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.split("-")[1].isdigit() and is_complete(path)]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
@@ -135,6 +135,8 @@ def starting_point(folder: Path, resume: str | bool | None, overwrite: bool, has
         raise UserError(f"'resume_from_checkpoint: true': there is no complete checkpoint in {folder}")
     if overwrite and not resume:
         return None
+    if resume is False and (found is not None or has_model):
+        raise UserError(f"'output_dir': {folder} holds a run already; set 'overwrite_output_dir: true' or name another folder")
     if found is not None:
         log.info("going on with %s; 'overwrite_output_dir: true' would start anew", found)
     elif has_model:

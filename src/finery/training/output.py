@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finery import __version__
+from finery.log import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,20 @@ class Line:
     origin: str
 
 
+SIGNATURE = "# Finery"
+"""How a run.yaml of ours begins."""
+
+
+def keep_foreign_card(path: Path) -> None:
+    """Put a README that no run has written aside, under another name."""
+    if path.exists() and "- finery\n" not in path.read_text(encoding="utf-8", errors="replace"):
+        path.replace(other := path.with_name("README.given.md"))
+        log.warning("%s was not written by a run: it is kept as %s", path, other)
+
+
 def write_run_file(path: Path, lines: Iterable[Line]) -> None:
     """The resolved config as YAML that trains the same run again, each value with its origin. Secrets are left out."""
-    texts = [f"# Finery {__version__}: the resolved settings of this run, and where each comes from"]
+    texts = [f"{SIGNATURE} {__version__}: the resolved settings of this run, and where each comes from"]
     for line in lines:
         if is_secret(line.key) and line.value is not None:
             texts.append(f"# {line.key}: given, not written down  # {line.origin}")

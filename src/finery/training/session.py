@@ -22,11 +22,11 @@ from finery.models.export import save_stop_tokens
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
 from finery.models.tokenizer import save_tokenizer
-from finery.models.trained import Trained, find_trained, is_finished
+from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
 from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
-from finery.training.output import Line, write_card, write_run_file
+from finery.training.output import SIGNATURE, Line, keep_foreign_card, write_card, write_run_file
 
 if TYPE_CHECKING:
     from finery.training.trainer import Trainer
@@ -47,7 +47,10 @@ class Session:
         if loop.do_train:
             finished = is_finished(self.folder, adapter)
             self.start = starting_point(self.folder, loop.resume_from_checkpoint, loop.overwrite_output_dir, finished)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"'output_dir': {self.folder} cannot be made: {error.strerror}") from None
         device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
         self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
         self.decided: dict[str, tuple[Any, str]] = dict(adapter.decided())
@@ -64,7 +67,10 @@ class Session:
     def source(self) -> Trained:
         """What is trained on: the base and the given adapters; to evaluate alone, what an earlier run left here as well."""
         if self.loop.do_train:
-            return Trained(locate_model(self.model), locate_adapters(self.model))
+            found = Trained(locate_model(self.model), locate_adapters(self.model))
+            if self.folder.resolve() in [folder.resolve() for folder in (found.base, *found.adapters)]:
+                raise UserError(f"'output_dir': {self.folder} is what the run starts from, and would be written over; name another folder")
+            return found
         return find_trained(self.model, self.adapter, str(self.folder))
 
     def tell_template(self, template: Template, tokenizer: Any, own: str, asked: str | None) -> None:
@@ -139,10 +145,16 @@ class Session:
     def write_settings(self, lines: Iterable[Line]) -> None:
         """run.yaml, of what was trained and not of a later evaluation."""
         if is_first() and self.loop.do_train:
-            write_run_file(self.folder / "run.yaml", lines)
+            path = self.folder / RUN_FILE
+            if path.exists() and not path.read_text(encoding="utf-8").startswith(SIGNATURE):
+                path.replace(other := path.with_name("run.given.yaml"))  # the user's own file, which this would write over
+                log.warning("%s was not written by a run: it is kept as %s", path, other)
+            write_run_file(path, lines)
 
     def work(self, trainer: "Trainer", data: DataOptions, method: str, adapter: str, base: str) -> Path:
         """Train and evaluate as asked, save weights, results and the card; returns the folder."""
+        if self.loop.do_train and is_first():
+            keep_foreign_card(self.folder / "README.md")
         metrics = self._train(trainer) if self.loop.do_train else {}
         if trainer.eval_dataset is not None:
             measured = self._just_measured(trainer) or trainer.evaluate()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -176,9 +177,25 @@ class Trainer(transformers.Trainer):
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None = None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        try:
             self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))  # type: ignore[union-attr]
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
+        except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"the optimizer's state in {checkpoint} does not fit this run's settings, or is damaged: {error}") from None
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the loop does, with faults in `lr_scheduler_kwargs` told."""
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(f"'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit: {error}") from None
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        started = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # this run's save, eval and logging steps, not the checkpoint's
+        return started
 
     def _save_scaler(self, output_dir: str) -> None:
         if self.accelerator.scaler is not None and self.args.should_save:

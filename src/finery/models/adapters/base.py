@@ -54,10 +54,11 @@ def set_trainable(model: nn.Module, dtype: torch.dtype) -> None:
 def module_names(model: Any) -> dict[str, list[str]]:
     """Linear layers by their last name, without the output head: `{"q_proj": ["model.layers.0.self_attn.q_proj", …]}`."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     found: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head and name:
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and name:
             found.setdefault(name.rpartition(".")[2], []).append(name)
     return found

@@ -32,7 +32,7 @@ class LoRA(Adapter):
         """Scale of the update; twice the rank where it is not given, or 0."""
         lora_dropout: float = Field(0.0, ge=0, lt=1)
         """Dropout before the update."""
-        lora_target: CommaList = ("all",)
+        lora_target: CommaList = Field(("all",), min_length=1)
         """Which linear layers get an adapter, by name; all of them but the head by default."""
         additional_target: CommaList = ()
         """Modules that are trained in full and saved with the adapter, such as embed_tokens."""
@@ -68,7 +68,8 @@ class LoRA(Adapter):
             r=self.options.lora_rank,
             lora_alpha=self.alpha,
             lora_dropout=self.options.lora_dropout,
-            target_modules=self._targets(merged),
+            target_modules=(targets := self._targets(merged)),
+            fan_in_fan_out=_any_transposed(merged, targets),
             modules_to_save=self._additional(merged) or None,
             trainable_token_indices=self._new_rows(merged, new_tokens),
             ensure_weight_tying=self._trains_tied(merged),
@@ -116,6 +117,15 @@ class LoRA(Adapter):
     def _whole(self) -> set[str]:
         """The last names of `additional_target`."""
         return {name.rpartition(".")[2] for name in self.options.additional_target}
+
+
+def _any_transposed(model: Any, targets: Sequence[str]) -> bool:
+    """Whether a target holds its weights the other way round, as GPT-2's layers do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(
+        isinstance(module, Conv1D) for path, module in model.named_modules() if path.rpartition(".")[2] in targets or path in targets
+    )
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:
