@@ -34,8 +34,8 @@ def export(run: Run) -> Path:
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if any(target.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in (found.base, *found.adapters)):
         raise UserError(f"'export_dir': {target} is or holds what is to be exported; name another folder")
-    if not found.is_tuned and run.loop.output_dir is not None:
-        raise UserError(f"'output_dir': {run.loop.output_dir} holds no finished model{checkpoint_hint(Path(run.loop.output_dir))}")
+    if not found.is_tuned and run.loop.output_dir and (hint := checkpoint_hint(Path(run.loop.output_dir))):
+        raise UserError(f"'output_dir': {run.loop.output_dir} holds no finished model{hint}")
     if not found.is_tuned:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
