@@ -176,7 +176,7 @@ def test_what_is_exported_is_not_overwritten(key: str, keys: Keys, tmp_path: Pat
 
 def test_an_export_is_not_exported_onto_itself(keys: Keys, tmp_path: Path) -> None:
     folder = str(export(Run.from_dict(keys())))
-    with pytest.raises(UserError, match="is what is to be exported"):
+    with pytest.raises(UserError, match="is or holds what is to be exported"):
         export(Run.from_dict(keys(model_name_or_path=folder, export_dir=folder)))
     assert (Path(folder) / "model.safetensors").exists()
 
