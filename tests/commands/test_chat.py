@@ -107,7 +107,7 @@ def test_a_chat_of_python_may_have_a_system_message(keys: Keys) -> None:
 def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
     """A long answer is stopped by one SIGINT, the program goes on and leaves at `exit`."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={tiny_model}", "max_new_tokens=100000"]
+    command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={tiny_model}", "max_new_tokens=100000", "do_sample=false"]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     screen = b""
@@ -137,4 +137,5 @@ def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
     finally:
         if process.poll() is None:
             process.kill()
+            process.wait()
         os.close(master)
