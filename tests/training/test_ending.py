@@ -45,6 +45,10 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
     with pytest.raises(UserError, match=r"is the end of a run of 2 steps"):
         finery.train(given)
     assert not (folder / "checkpoint-3").exists()
+    before = (folder / "run.yaml").read_text()
+    with pytest.raises(UserError, match="is the end of a run"):
+        finery.train(given | {"learning_rate": 9.0})
+    assert (folder / "run.yaml").read_text() == before, "a run that was refused left its settings"
     finery.train(given | {"max_steps": 3})
     assert (folder / "checkpoint-3").exists()
 
@@ -205,6 +209,14 @@ def test_a_full_run_is_exported_in_the_bases_format(keys: Keys, tiny_model: Path
     finery.train(given)
     weights = load_file(finery.export(given) / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_a_full_run_needs_its_base_no_more(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = keys(finetuning_type="full")
+    finery.train(given)
+    said = finery.chat(given | {"model_name_or_path": "org/gone", "max_new_tokens": 2}, [{"role": "user", "content": "Hi"}])
+    assert isinstance(said, str)
 
 
 @pytest.mark.parametrize(

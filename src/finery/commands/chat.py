@@ -49,7 +49,7 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = load_template(run.template, tokenizer)
-    dtype = inference_dtype(run.model.infer_dtype, trained_dtype(run.model), device)
+    dtype = inference_dtype(run.model.infer_dtype, trained_dtype(found, run.model), device)
     model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, torch.device("cpu"))
     return run.engine(model.to(device), tokenizer, template.stop_ids, run.engine_options), template
 

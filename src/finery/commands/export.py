@@ -40,7 +40,7 @@ def export(run: Run) -> Path:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = load_template(run.template, tokenizer)
-    dtype = named_dtype(run.model.infer_dtype, trained_dtype(run.model))
+    dtype = named_dtype(run.model.infer_dtype, trained_dtype(found, run.model))
     model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, merge_device(run.export))
     with new_folder(target) as folder:
         save_model(model, folder, run.export.export_size, template.stop_ids)

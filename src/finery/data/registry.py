@@ -81,7 +81,8 @@ def find_entry(name: str, entries: Mapping[str, Any]) -> DatasetEntry:
         wanted = 'its entry should be an object such as {"file_name": "x.json"}'
         raise UserError(f"data set {name!r}: in dataset_info.json {wanted}, found {shown(entries[name])}")
     try:
-        entry = DatasetEntry(**{key: value for key, value in entries[name].items() if key not in unknown_keys(entries[name])})
+        unknown = unknown_keys(entries[name])
+        entry = DatasetEntry(**{key: value for key, value in entries[name].items() if key not in unknown})
     except ValidationError as error:
         faults = [f"data set {name!r}: in dataset_info.json {'.'.join(map(str, fault['loc']))} {_plain(fault)}" for fault in error.errors()]
         raise UserError(*faults) from None

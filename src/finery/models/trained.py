@@ -1,5 +1,6 @@
 """What a run has trained, found again: for chat, export and whoever goes on with it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
@@ -85,6 +87,13 @@ def load_trained(
     return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
 
 
-def trained_dtype(options: ModelOptions) -> torch.dtype:
-    """The number format of the base model, also where a run has trained all of it in fp32."""
-    return own_dtype(locate_model(options), options.trust_remote_code)
+def trained_dtype(trained: Trained, options: ModelOptions) -> torch.dtype:
+    """The number format of the model that was tuned, also where a run has trained all of it in fp32.
+
+    Where that model can no longer be had, the format of what was trained.
+    """
+    folder = trained.base
+    if trained.is_tuned and not trained.adapters:  # the base is the run's own output, not the model it began with
+        with contextlib.suppress(UserError):
+            folder = locate_model(options)
+    return own_dtype(folder, options.trust_remote_code)

@@ -21,20 +21,24 @@ class Line:
     origin: str
 
 
-SIGNATURE = "# Finery"
-"""How a run.yaml of ours begins."""
+SIGNATURE = "the resolved settings of this run, and where each comes from"
+"""A part of every run.yaml of ours."""
 
 
-def keep_foreign_card(path: Path) -> None:
-    """Put a README that no run has written aside, under another name."""
-    if path.exists() and "- finery\n" not in path.read_text(encoding="utf-8", errors="replace"):
-        path.replace(other := path.with_name("README.given.md"))
+CARD_MARK = "- finery\n"
+"""A line of every model card of ours."""
+
+
+def keep_foreign(path: Path, mark: str) -> None:
+    """Put a file that no run has written (one without `mark`) aside, as <name>.given.<ending>."""
+    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+        path.replace(other := path.with_stem(f"{path.stem}.given"))
         log.warning("%s was not written by a run: it is kept as %s", path, other)
 
 
 def write_run_file(path: Path, lines: Iterable[Line]) -> None:
     """The resolved config as YAML that trains the same run again, each value with its origin. Secrets are left out."""
-    texts = [f"{SIGNATURE} {__version__}: the resolved settings of this run, and where each comes from"]
+    texts = [f"# Finery {__version__}: {SIGNATURE}"]
     for line in lines:
         if is_secret(line.key) and line.value is not None:
             texts.append(f"# {line.key}: given, not written down  # {line.origin}")

@@ -26,7 +26,7 @@ from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
 from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
-from finery.training.output import SIGNATURE, Line, keep_foreign_card, write_card, write_run_file
+from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
 
 if TYPE_CHECKING:
     from finery.training.trainer import Trainer
@@ -140,21 +140,22 @@ class Session:
         for part in parts:
             part.trainer = trainer
         self.watchers = parts
+        if loop.do_train:
+            num_steps = self._num_steps(trainer)
+            if self.start is not None:
+                check_not_done(self.start, num_steps)
         return trainer
 
     def write_settings(self, lines: Iterable[Line]) -> None:
         """run.yaml, of what was trained and not of a later evaluation."""
         if is_first() and self.loop.do_train:
-            path = self.folder / RUN_FILE
-            if path.exists() and not path.read_text(encoding="utf-8").startswith(SIGNATURE):
-                path.replace(other := path.with_name("run.given.yaml"))  # the user's own file, which this would write over
-                log.warning("%s was not written by a run: it is kept as %s", path, other)
-            write_run_file(path, lines)
+            keep_foreign(self.folder / RUN_FILE, SIGNATURE)  # the user's own file may bear this name
+            write_run_file(self.folder / RUN_FILE, lines)
 
     def work(self, trainer: "Trainer", data: DataOptions, method: str, adapter: str, base: str) -> Path:
         """Train and evaluate as asked, save weights, results and the card; returns the folder."""
         if self.loop.do_train and is_first():
-            keep_foreign_card(self.folder / "README.md")
+            keep_foreign(self.folder / "README.md", CARD_MARK)
         metrics = self._train(trainer) if self.loop.do_train else {}
         if trainer.eval_dataset is not None:
             measured = self._just_measured(trainer) or trainer.evaluate()
@@ -169,10 +170,7 @@ class Session:
 
     def _train(self, trainer: "Trainer") -> dict[str, Any]:
         """The loop, and what it leaves: weights, state and results."""
-        num_steps = self._num_steps(trainer)
-        if self.start is not None:
-            check_not_done(self.start, num_steps)
-        elif self.loop.overwrite_output_dir and is_first():
+        if self.start is None and self.loop.overwrite_output_dir and is_first():
             clear(self.folder)
         trainer.accelerator.wait_for_everyone()
         began = time.time()
