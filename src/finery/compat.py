@@ -1,12 +1,16 @@
 """Optional packages, and what differs between versions of the needed ones."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from finery.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EXTRA_OF = {"modelscope": "modelscope"}
 """Which extra of ours brings an optional package."""
@@ -45,3 +49,27 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
     # peft 0.21 still asks transformers 5.23 by the old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def compiled_chat_template(tokenizer: "PreTrainedTokenizerBase") -> Callable[..., str] | None:
+    """The chat template as a function of `messages`, `tools`, `documents` and `add_generation_prompt`, or nothing.
+
+    `apply_chat_template` copies and checks every message each time, which costs more than the rendering; for messages of
+    plain texts it calls this with the same arguments. Nothing is returned where the tokenizer has its own way.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    if own or not isinstance(tokenizer.chat_template, str):
+        return None
+    try:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+    except ImportError:  # private in transformers 5.23
+        return None
+    compiled = _compile_jinja_template(tokenizer.chat_template)
+    special = dict(tokenizer.special_tokens_map)
+
+    def render(**arguments: object) -> str:
+        return compiled.render(**arguments, **special)
+
+    return render

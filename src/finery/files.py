@@ -3,17 +3,37 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from finery.errors import UserError
+from finery.log import get_logger
+
+log = get_logger(__name__)
 
 
 def cache_folder() -> Path:
-    """Finery's own cache: `FINERY_CACHE`, else a folder in the user's cache folder."""
+    """Finery's own cache: `FINERY_CACHE`, else a folder in the user's cache folder; a temporary one where that cannot be written."""
     base = os.environ.get("FINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "finery"
-    return Path(base).expanduser()
+    return _writable(Path(base).expanduser())
+
+
+@cache
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "it may not be written"
+    except OSError as error:
+        reason = str(error.strerror)
+    if not reason:
+        return folder
+    other = Path(tempfile.gettempdir()) / f"finery-{os.getuid()}"
+    log.warning("the cache %s cannot be used (%s): %s is; FINERY_CACHE names another folder", folder, reason, other)
+    other.mkdir(mode=0o700, exist_ok=True)
+    return other
 
 
 def digest(*parts: str | bytes | Path) -> str:

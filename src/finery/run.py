@@ -11,7 +11,9 @@ import yaml
 
 from finery.compat import is_on
 from finery.data.load import DataOptions
+from finery.data.packing import PackingOptions
 from finery.data.registry import PACKAGED, default_folder
+from finery.data.rows.base import RowOptions
 from finery.data.template import TemplateOptions
 from finery.engines import ENGINES
 from finery.engines.base import Engine, GenerationOptions
@@ -46,6 +48,8 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "choices": Choices,
     "model": ModelOptions,
     "data": DataOptions,
+    "rows": RowOptions,
+    "packing": PackingOptions,
     "template": TemplateOptions,
     "loop": LoopOptions,
     "generation": GenerationOptions,
@@ -68,6 +72,8 @@ class Run:
     choices: Choices
     model: ModelOptions
     data: DataOptions
+    rows: RowOptions
+    packing: PackingOptions
     template: TemplateOptions
     loop: LoopOptions
     generation: GenerationOptions
@@ -155,7 +161,7 @@ class Run:
     def _findings(self, trains: bool) -> Iterator[Finding]:
         always = [self.model, self.template, self.generation, self.export, self.adapter, self.engine_options]
         watchers = [CALLBACKS[name](options, ()) for name, options in self.watchers.items()]
-        for checked in [*always, *([self.data, self.loop, self.method, *watchers] if trains else [])]:
+        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *watchers] if trains else [])]:
             yield from checked.check(self)
 
     def _check(self, complaints: list[Complaint], trains: bool) -> list[Complaint]:

@@ -45,7 +45,7 @@ def export(run: Run) -> Path:
     with new_folder(target) as folder:
         save_model(model, folder, run.export.export_size, template.stop_ids)
         save_tokenizer(tokenizer, folder, template.jinja)
-        (folder / "Modelfile").write_text(ollama_file(tokenizer, template.stop_ids, run.data.cutoff_len), encoding="utf-8")
+        (folder / "Modelfile").write_text(ollama_file(tokenizer, template.stop_ids, run.rows.cutoff_len), encoding="utf-8")
         usual_modes(folder)
     log.info("exported to %s (%s); `finery chat model_name_or_path=%s` talks to it", target, str(dtype).removeprefix("torch."), target)
     return target

@@ -29,8 +29,7 @@ def train(run: Run) -> Path:
     """The whole story; returns the output folder."""
     from transformers import set_seed
 
-    from finery.data.load import load_sets
-    from finery.data.rows import ROWS
+    from finery.data.load import load_rows, load_sets
     from finery.data.template import load_template
     from finery.models.load import fit_vocabulary, load_model
     from finery.models.tokenizer import load_tokenizer, own_template
@@ -42,8 +41,10 @@ def train(run: Run) -> Path:
     own = own_template(tokenizer)
     template = load_template(run.template, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
-    rows = ROWS[run.method.rows](template, run.data.cutoff_len)
-    sets = load_sets(run.data, rows, run.loop.seed, run.model.download, session.token_key(template, tokenizer))
+    rows = load_rows(run.method.rows, template, run.rows, run.packing)
+    sets = load_sets(run.data, run.packing, session.preparation(rows, run.method, template, tokenizer))
+    if not session.has_work:
+        return session.keep_tokens(sets, run.data)
     set_seed(run.loop.seed)
     model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code)
     new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)
@@ -51,4 +52,4 @@ def train(run: Run) -> Path:
     model = session.set_formats(model)
     trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.watchers)
     session.write_settings(run.resolved(session.decided))
-    return session.work(trainer, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)
+    return session.work(trainer, sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

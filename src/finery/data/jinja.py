@@ -3,19 +3,22 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from finery.compat import compiled_chat_template
 from finery.data.sample import BadRecord, Message, Sample
-from finery.data.template import Template, Turn
+from finery.data.template import Template, Turn, with_thought
 from finery.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE_ANSWER = "A short probe answer"
+_PROBE_THOUGHT = "A short probe thought"
+_PLAIN_KEYS = {"role", "content"}
 _QUESTION = {"role": "user", "content": "A question"}
 _CALL = Message("function", '{"name": "look", "arguments": {"at": "it"}}')
 
@@ -42,9 +45,11 @@ class JinjaTemplate(Template):
     """
 
     name = "the model's own"
+    _reads_thoughts = False
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
+        self._plain_render = compiled_chat_template(tokenizer)
         self._markers = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
         self._eos = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
         try:
@@ -52,6 +57,7 @@ class JinjaTemplate(Template):
         except BadRecord as error:
             raise UserError(f"'template' is needed, since even a question and its answer do not fit the model's own: {error}") from None
         self._call_ending = self._find_call_ending()
+        self._reads_thoughts = self._find_thoughts()
         self.stop_ids = frozenset([*self._ending.marks[-1:], *self._call_ending.marks[-1:], *self._eos])
 
     @property
@@ -62,21 +68,30 @@ class JinjaTemplate(Template):
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
         """The rendering with the generation prompt, tokenised whole; raises `UserError` where the template refuses."""
         try:
-            return self._ids(self._render(_dicts(messages, system), tools, prompt=True))
+            return self._ids(self._render(self._dicts(messages, system), tools, prompt=True))
         except BadRecord as error:
             raise UserError(str(error)) from None
 
     def encode(self, sample: Sample) -> list[list[Turn]]:
         """One conversation where history stands, else one per answer."""
-        messages = _dicts(sample.messages, sample.system)
+        messages = self._dicts(sample.messages, sample.system)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             raise BadRecord("there is no answer to learn")
-        prompts = {place: self._ids(self._render(messages[:place], sample.tools, prompt=True)) for place in answers}
-        turns = self._whole(messages[: answers[-1] + 1], prompts, sample.tools)
-        rows = [turns] if turns else [[self._alone(messages, place, prompt, sample.tools)] for place, prompt in prompts.items()]
+        texts = [self._render(messages[:place], sample.tools, prompt=True) for place in answers]
+        texts += [self._render(messages[: place + 1], sample.tools) for place in answers]
+        ids = self.tokenise.ids(texts)
+        prompts, finished = ids[: len(answers)], ids[len(answers) :]
+        turns = self._whole(messages, answers, prompts, finished)
+        if turns is None:
+            rows = [[self._alone(messages, place, prompt, sample.tools)] for place, prompt in zip(answers, prompts, strict=True)]
+        else:
+            rows = [turns]
         for place, turn in zip(answers, (turn for row in rows for turn in row), strict=True):
             self._see_calls(messages[place], turn)
+        if any(message.train is False for message in sample.messages):
+            spoken = [message for message in sample.messages if message.role in ("assistant", "function")]
+            rows = _only_learnt(rows, [message.train is not False for message in spoken])
         return rows
 
     def _see_calls(self, message: dict[str, Any], turn: Turn) -> None:
@@ -85,20 +100,20 @@ class JinjaTemplate(Template):
             if call["function"]["name"] not in self._text(turn.target):
                 raise BadRecord("the model's chat template does not write tool calls")
 
-    def _whole(self, messages: list[dict[str, Any]], prompts: dict[int, list[int]], tools: str) -> list[Turn] | None:
+    def _whole(
+        self, messages: list[dict[str, Any]], answers: list[int], prompts: list[list[int]], finished: list[list[int]]
+    ) -> list[Turn] | None:
         """The whole conversation as turns, or nothing where some prompt or finished answer is not a prefix of it."""
-        whole = self._ids(self._render(messages, tools))
-        turns, begin = [], 0
-        for place, prompt in prompts.items():
+        whole, turns, begin = finished[-1], [], 0
+        for place, prompt, done in zip(answers, prompts, finished, strict=True):
             start, ending = len(prompt), self._ending_of(messages[place])
             if start < begin or whole[:start] != prompt:
                 return None
-            if place == len(messages) - 1:
+            if place == answers[-1]:
                 target, tail = self._closed(whole[start:], messages[place])
                 return [*turns, Turn(whole[begin:start], target, tail)]
-            finished = self._ids(self._render(messages[: place + 1], tools))
             # a template may leave the last answer open: then its ending is the first of what follows in the whole
-            end = ending.find(whole, start, _shared(whole, finished) + len(ending.marks), len(finished))
+            end = ending.find(whole, start, _shared(whole, done) + len(ending.marks), len(done))
             if end is None:
                 return None
             turns.append(Turn(whole[begin:start], whole[start:end]))
@@ -169,7 +184,7 @@ class JinjaTemplate(Template):
 
     def _find_call_ending(self) -> _Ending:
         """As an answer's, unless the template closes a call in another way."""
-        question, call, result = _dicts([Message("user", "A question"), _CALL, Message("observation", "found")], "")
+        question, call, result = self._dicts([Message("user", "A question"), _CALL, Message("observation", "found")], "")
         try:
             prompt = self._ids(self._render([question], prompt=True))
             finished = self._ids(self._render([question, call]))
@@ -187,17 +202,43 @@ class JinjaTemplate(Template):
             return _Ending([following])  # such as GLM's <|observation|>
         return _Ending(finished[-1:]) if finished[-1] in self._markers else self._ending
 
+    def _find_thoughts(self) -> bool:
+        """Whether the template writes a thought that stands apart; else it goes before the answer, in the words that most models use."""
+        answer = {"role": "assistant", "content": _PROBE_ANSWER, "reasoning_content": _PROBE_THOUGHT}
+        try:
+            return _PROBE_THOUGHT in self._render([_QUESTION, answer])
+        except BadRecord:
+            return False
+
     def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False) -> str:
         try:
+            if self._plain_render is not None and not tools and all(message.keys() <= _PLAIN_KEYS for message in messages):
+                return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt)
             return str(self.tokenizer.apply_chat_template(messages, tools=_tools(tools), tokenize=False, add_generation_prompt=prompt))
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
             raise BadRecord(f"the model's chat template refuses it: {error}") from None
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.tokenise.one(text)
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
+
+    def _dicts(self, messages: Sequence[Message], system: str) -> list[dict[str, Any]]:
+        """Messages as chat templates read them: tool calls and tool results have roles of their own."""
+        found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        for message in messages:
+            if message.role == "function":
+                found.append({"role": "assistant", "content": message.before_calls, "tool_calls": _calls(message.content)})
+            elif message.role == "observation":
+                found.append({"role": "tool", "content": message.content})
+            elif message.thought and not self._reads_thoughts:
+                found.append({"role": message.role, "content": with_thought(message)})
+            else:
+                found.append({"role": message.role, "content": message.content})
+            if message.thought and self._reads_thoughts:
+                found[-1]["reasoning_content"] = message.thought
+        return found
 
 
 def _shared(one: list[int], other: list[int]) -> int:
@@ -212,15 +253,11 @@ def _last(ids: list[int], ending: list[int], start: int, limit: int) -> int | No
     return next(ends, None)
 
 
-def _dicts(messages: Sequence[Message], system: str) -> list[dict[str, Any]]:
-    """Messages as chat templates read them: tool calls and tool results have roles of their own."""
-    found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    for message in messages:
-        if message.role == "function":
-            found.append({"role": "assistant", "content": "", "tool_calls": _calls(message.content)})
-        else:
-            found.append({"role": "tool" if message.role == "observation" else message.role, "content": message.content})
-    return found
+def _only_learnt(rows: list[list[Turn]], learn: list[bool]) -> list[list[Turn]]:
+    """Turns that are only read say so; a row of its own that holds nothing to learn is not needed."""
+    flags = iter(learn)
+    marked = [[replace(turn, learn=next(flags)) for turn in row] for row in rows]
+    return [row for row in marked if any(turn.learn for turn in row)] or marked[-1:]
 
 
 def _calls(text: str) -> list[dict[str, Any]]:

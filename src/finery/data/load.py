@@ -1,54 +1,78 @@
-"""Names become samples, samples become encoded sets: reading, placeholders, splits, encoding."""
+"""Names become sets: sources are opened, drawn from, mixed and split; what is asked of them all at once is encoded ahead."""
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, field_validator
 
-from finery.data.formats import FORMATS
-from finery.data.records import read_records
-from finery.data.registry import DatasetEntry, find_entry, read_registry, unknown_keys
-from finery.data.sample import BadRecord, Message, Sample
+from finery.data.mixing import STRATEGIES, Mixture, Part, Selection, hold_out
+from finery.data.order import ByLength, Order, Sequential, Shuffled, mix
+from finery.data.packing import PackingOptions, make_packs
+from finery.data.registry import Catalogue, DatasetEntry, read_catalogue
+from finery.data.sources import Source, open_source
 from finery.errors import UserError
-from finery.hub import fetch
 from finery.log import get_logger
-from finery.options import CommaList, Finding, OptionGroup
+from finery.options import CommaList, Finding, OptionGroup, PathText
 
 if TYPE_CHECKING:
-    from finery.data.encoding import EncodedSet
-    from finery.data.rows.base import Rows
+    from finery.data.encoder import Encoder
+    from finery.data.rows.base import RowOptions, Rows
+    from finery.data.sets import SampleSet, UnitSet
+    from finery.data.template import Template
 
 log = get_logger(__name__)
 
-Numbered = tuple[int, Any]
-"""A record and its row in the file, counted from 0."""
+Sampling = Literal["random", "sequential", "group_by_length"]
+
+NUM_TRIED = 1000
+"""A set is refused when this many of its samples yield nothing to learn."""
 
 
 class DataOptions(OptionGroup):
     dataset: CommaList = ()
-    """Data sets to train on: names in dataset_info.json, separated by commas."""
+    """Data sets to train on: names in dataset_info.json, or paths of files, folders and patterns, separated by commas."""
     eval_dataset: CommaList = ()
     """Data sets to evaluate on."""
     dataset_dir: str | dict[str, Any] = "data"
-    """The folder that holds dataset_info.json; where there is no folder `data`, the packaged demo sets."""
-    cutoff_len: int = Field(2048, gt=0)
-    """The most tokens of a row; longer ones are cut, shared between question and answer."""
+    """The folder that holds dataset_info.json, ONLINE for names on a hub, or REMOTE:name for a dataset_info.json on a hub; where there is
+    no folder `data`, the packaged demo sets."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
+    """How several data sets become one: one after the other, or in turn until the first is used up, until all are (repeating shorter ones),
+    or until all are without repeating."""
+    interleave_probs: tuple[float, ...] = ()
+    """With what weight each data set is drawn from when they are interleaved; they need not sum to 1."""
     max_samples: int | None = Field(None, gt=0)
     """Keep only the first so many records of each data set."""
     val_size: float = Field(0.0, ge=0)
     """What is split off for evaluation: a number of samples, or a fraction below 1."""
+    eval_on_each_dataset: bool = False
+    """Evaluate each evaluation set by itself: eval_<name>_loss."""
+    streaming: bool = False
+    """Files of any size are read piece by piece anyway; data sets on a hub are then read from there as they are needed."""
+    buffer_size: int = Field(16384, gt=0)
+    """How many samples of a streamed hub data set are shuffled at a time."""
     overwrite_cache: bool = False
     """Encode anew, even where the same rows were encoded before."""
+    tokenized_path: PathText | None = None
+    """A folder for the encoded data: written whole before training, or taken as it is where it fits these settings."""
     preprocessing_num_workers: int | None = Field(None, gt=0)
-    """Processes that encode."""
+    """Processes that encode; by default one beside the training, and as many as there are cores where everything is encoded first."""
     placeholders: dict[str, str] = Field(default_factory=dict)
     """Words to fill in: `{name: Ada}` replaces `{{name}}` in every text of the data."""
+
+    @field_validator("interleave_probs", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """`0.7, 0.3`, one number, or a list."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return (value,)
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     def check(self, run: Any) -> Iterator[Finding]:
         """Contradictions between the data keys, and names that no registry knows."""
@@ -58,173 +82,261 @@ class DataOptions(OptionGroup):
             yield Finding("val_size", "and 'eval_dataset' exclude each other: keep one")
         if self.val_size > 1 and self.val_size != int(self.val_size):
             yield Finding("val_size", f"should be a whole number or a fraction below 1, found {self.val_size}")
+        yield from self._check_mixing()
+        try:
+            catalogue = read_catalogue(self.dataset_dir, None)
+        except UserError as error:
+            yield Finding("dataset_dir", f"cannot be used: {error}")
+            return
         for key in ("dataset", "eval_dataset"):
             names = tuple(dict.fromkeys(getattr(self, key)))
             if len(names) < len(getattr(self, key)):
                 yield Finding(key, "names a data set twice; it is used once", fatal=False)
-            try:
-                entries, folder = read_registry(self.dataset_dir) if names else ({}, None)
-            except UserError as error:
-                yield Finding("dataset_dir", f"cannot be used: {error}")
-                return
-            for name in names:
-                yield from _check_name(key, name, entries, folder, run.method)
+            if catalogue is not None:  # else it lies on a hub, and is read when the run begins
+                yield from (finding for name in names for finding in check_name(key, name, catalogue, run.method))
+
+    def _check_mixing(self) -> Iterator[Finding]:
+        assert self.mix_strategy in STRATEGIES
+        if self.interleave_probs and self.mix_strategy == "concat":
+            yield Finding("interleave_probs", "weighs data sets that are interleaved, but 'mix_strategy' is concat")
+        if self.interleave_probs and (min(self.interleave_probs) < 0 or sum(self.interleave_probs) <= 0):
+            yield Finding("interleave_probs", f"should be weights of 0 or more, not all 0, found {list(self.interleave_probs)}")
+        for key in ("dataset", "eval_dataset"):
+            count = len(dict.fromkeys(getattr(self, key)))
+            if (
+                self.interleave_probs
+                and count > 1
+                and count != len(self.interleave_probs)
+                and not (key != "dataset" and self.eval_on_each_dataset)
+            ):
+                yield Finding(
+                    "interleave_probs", f"should have a weight for each of {count} names in {key!r}, found {len(self.interleave_probs)}"
+                )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sets:
-    """The encoded sets of a run; no evaluation set where none was asked for."""
+    """The sets of a run; no evaluation set where none was asked for."""
 
-    train: EncodedSet | None
-    eval: EncodedSet | None
+    train: UnitSet | None
+    eval: UnitSet | dict[str, UnitSet] | None
+    order: Order | None = None  # in which the training set is dealt
+    encoder: Encoder | None = None
+
+    @property
+    def by_name(self) -> dict[str, UnitSet]:
+        """Each set by the name that the ledger has for it."""
+        several = {f"eval {name}": units for name, units in self.eval.items()} if isinstance(self.eval, dict) else {}
+        single = {"eval": self.eval} if self.eval is not None and not isinstance(self.eval, dict) else {}
+        return {**({"train": self.train} if self.train is not None else {}), **several, **single}
+
+    def stop(self) -> None:
+        """End the encoding."""
+        if self.encoder is not None:
+            self.encoder.stop()
 
 
-def _check_name(key: str, name: str, entries: Mapping[str, Any], folder: Path | None, method: Any) -> Iterator[Finding]:
+def check_name(key: str, name: str, catalogue: Catalogue, method: Any) -> Iterator[Finding]:
+    """What is wrong with one name of a data set, before anything is read."""
     try:
-        entry = find_entry(name, entries)
+        entry = catalogue.entry(name)
     except UserError as error:
         prefix = f"data set {name!r}: "
         yield from (Finding(key, f"names {name!r}: {text.removeprefix(prefix)}") for text in error.complaints)
         return
-    if entry.ranking != method.ranking:
-        kind = "pairs of a better and a worse answer" if method.ranking else "plain answers"
-        yield Finding(key, f"names {name!r} with 'ranking: {str(entry.ranking).lower()}', but this stage learns from {kind}")
-    for column in ("kto_tag", "images", "videos", "audios"):
-        if getattr(entry.columns, column) and column not in method.reads:
-            yield Finding(
-                key, f"names {name!r}, which has a column for {column!r} that this stage does not read; take it out of the columns"
-            )
-    if not entry.hub and not (path := (folder or Path()) / str(entry.file_name)).exists():
+    if entry is None:
+        return  # a path: its records tell the rest
+    for fault in stage_faults(entry, method):
+        yield Finding(key, f"names {name!r}{fault}")
+    local = not (entry.hub or entry.cloud_file_name)
+    path = (catalogue.folder or Path()) / str(entry.file_name)
+    if local and not (path.exists() or set("*?[") & set(path.name)):
         yield Finding(key, f"names {name!r}, whose file {path} does not exist")
 
 
-def load_sets(options: DataOptions, rows: Rows, seed: int, download: Mapping[str, Any], key: str) -> Sets:
-    """Read, split and encode what a run trains and evaluates on.
-
-    `download` holds `cache_dir` and `tokens` for the hubs; `key` is a digest of what else shapes the tokens
-    (tokenizer and template). Raises `UserError` where nothing is left to train on.
-    """
-    read = _reader(options, download, seed)
-    train = [sample for name in dict.fromkeys(options.dataset) for sample in read(name)]
-    held_out = [sample for name in dict.fromkeys(options.eval_dataset) for sample in read(name)]
-    if options.val_size:
-        train, held_out = split(train, options.val_size, seed)
-    encode = _encoder(options, rows, key)
-    sets = Sets(encode("train", train), encode("eval", held_out))
-    asked_eval = options.eval_dataset or options.val_size
-    for asked, found, purpose in ((options.dataset, sets.train, "train"), (asked_eval, sets.eval, "evaluate")):
-        if asked and (found is None or found.num_rows == 0):
-            raise UserError(f"no row is left to {purpose} on; the reasons are told above")
-    return sets
+def stage_faults(entry: DatasetEntry, method: Any) -> Iterator[str]:
+    """What a stage cannot learn from, said after the data set's name."""
+    if entry.ranking != method.ranking:
+        kind = "pairs of a better and a worse answer" if method.ranking else "plain answers"
+        yield f" with 'ranking: {str(entry.ranking).lower()}', but this stage learns from {kind}"
+    for column in ("kto_tag", "images", "videos", "audios"):
+        if getattr(entry.columns, column) and column not in method.reads:
+            yield f", which has a column for {column!r} that this stage does not read; take it out of the columns"
 
 
-def split(samples: list[Sample], size: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Hold out `size` samples (a number, or a fraction below 1), drawn by `seed`; both keep their order."""
-    count = math.ceil(size * len(samples)) if size < 1 else int(size)
-    if count >= len(samples):
-        raise UserError(f"'val_size' takes {count} of {len(samples)} samples and leaves none to train on")
-    held = set(random.Random(seed).sample(range(len(samples)), count))
-    return (
-        [sample for place, sample in enumerate(samples) if place not in held],
-        [sample for place, sample in enumerate(samples) if place in held],
-    )
+def load_rows(kind: str, template: Template, options: RowOptions, packing: PackingOptions) -> Rows:
+    """What encodes and collates rows of a kind."""
+    from finery.data.rows import ROWS
+
+    rows = ROWS[kind]
+    return rows(template, options, whole=packing.packs(rows.answers))
 
 
-def _encoder(options: DataOptions, rows: Rows, key: str) -> Callable[[str, list[Sample]], EncodedSet | None]:
-    from finery.data.encoding import encode_samples
+@dataclass
+class Preparation:
+    """What loading needs beside the keys of the data: from the model, the loop and the hubs."""
 
-    def encode(part: str, samples: list[Sample]) -> EncodedSet | None:
-        if not samples:
-            return None
-        workers = options.preprocessing_num_workers or 1
-        return encode_samples(samples, rows, f"{key}:{options.cutoff_len}", workers, options.overwrite_cache, part)
-
-    return encode
-
-
-def _reader(options: DataOptions, download: Mapping[str, Any], seed: int) -> Callable[[str], list[Sample]]:
-    entries, folder = read_registry(options.dataset_dir)
-
-    def read(name: str) -> list[Sample]:
-        entry = find_entry(name, entries)
-        for unknown in unknown_keys(entries[name]):
-            log.warning("%s: %r in dataset_info.json is read by nothing", name, unknown)
-        path = _locate(entry, folder, download)
-        records = list(enumerate(read_records(path, entry, None if entry.num_samples else options.max_samples)))
-        samples, reasons = _samples(name, _draw(records, entry, seed)[: options.max_samples], entry)
-        _tell_left_out(name, reasons, len(samples))
-        return _fill(samples, options.placeholders, name)
-
-    return read
+    rows: Rows
+    method: Any
+    key: str  # a digest of what else shapes the tokens: tokenizer and template
+    seed: int
+    download: Mapping[str, Any]  # `cache_dir` and `tokens` for the hubs
+    sampling: Sampling = "random"
+    order_seed: int = 0
+    step_size: int = 1  # samples of a step, all ranks together
+    taken: dict[Path, str] = field(default_factory=dict)  # files whose content was not read now but remembered
 
 
-def _locate(entry: DatasetEntry, folder: Path | None, download: Mapping[str, Any]) -> Path:
-    if entry.hub:
-        hub, name = entry.hub
-        return fetch(name, kind="dataset", hub=hub, **download)  # type: ignore[arg-type]
-    return (folder or Path()) / str(entry.file_name)
+def load_sets(options: DataOptions, packing: PackingOptions, prepared: Preparation) -> Sets:
+    """Open, mix and split what a run trains and evaluates on, and begin to encode it. Raises `UserError`."""
+    from finery.data.encoder import Encoder, Feed
+    from finery.data.storing import open_stores
+
+    sources: list[Source] = []
+    parts = {name: part for name, part in _parts(options, prepared, sources) if len(part)}
+    if not parts:
+        return Sets(None, None)
+    stores, writes = open_stores(options, prepared, sources)
+    samples = {name: _samples(name, part, number, sources, stores, prepared.rows) for number, (name, part) in enumerate(parts.items())}
+    packed = packing.packs(prepared.rows.answers)
+    first = bool(packed or prepared.sampling == "group_by_length" or options.tokenized_path)
+    orders = {name: Sequential(len(part)) if first or name != "train" else _order(prepared, len(part)) for name, part in parts.items()}
+    workers = (options.preprocessing_num_workers or (num_cores() if first else 1)) if writes else 0
+    feeds = [Feed(part, orders[name], sources, stores) for name, part in parts.items()]
+    encoder = Encoder(prepared.rows, feeds, workers, _guard(prepared.taken))
+    for one in samples.values():
+        one.encoder = encoder
+    try:
+        for name, one in samples.items():
+            if first:
+                one.encode_all()
+            _check_usable(name, one, orders[name])
+    except BaseException:
+        encoder.stop()
+        raise
+    if first:
+        encoder.stop()
+    units = {name: _units(one, packing, packed, name) for name, one in samples.items()}
+    return _sets(units, prepared, encoder, packed)
 
 
-def _draw(records: list[Numbered], entry: DatasetEntry, seed: int) -> list[Numbered]:
-    """The registry's `num_samples`: so many records in random order, again from the start where there are fewer."""
-    if entry.num_samples is None or not records:
-        return records
-    drawn: list[Numbered] = []
-    dice = random.Random(seed)
-    while len(drawn) < entry.num_samples:
-        drawn += dice.sample(records, min(len(records), entry.num_samples - len(drawn)))
-    return drawn
+def _sets(units: Mapping[str, UnitSet], prepared: Preparation, encoder: Encoder, packed: bool) -> Sets:
+    train = units.get("train")
+    several = {name.removeprefix("eval "): each for name, each in units.items() if name.startswith("eval ")}
+    order = None
+    if train is not None:
+        by_length = prepared.sampling == "group_by_length"
+        order = ByLength(train.lengths, prepared.order_seed, 50 * prepared.step_size) if by_length else _order(prepared, len(train))
+    return Sets(train, several or units.get("eval"), order, encoder)
 
 
-def _samples(name: str, records: list[Numbered], entry: DatasetEntry) -> tuple[list[Sample], dict[str, list[int]]]:
-    form = FORMATS[entry.formatting](entry.columns, entry.tags)
-    samples: list[Sample] = []
-    reasons: dict[str, list[int]] = {}
-    for row, record in records:
-        try:
-            if not isinstance(record, Mapping):
-                raise BadRecord(f"a record should be an object, found {type(record).__name__}")
-            messages, system, tools = form.read(record)
-            samples.append(Sample(tuple(messages), system, tools, name, row))
-        except BadRecord as error:
-            reasons.setdefault(str(error), []).append(row)
-    return samples, reasons
+def _samples(name: str, part: Part, number: int, sources: Sequence[Source], stores: Any, rows: Rows) -> SampleSet:
+    from finery.data.sets import SampleSet
+
+    log.info("%s: %s samples", name, f"{len(part):,}")
+    return SampleSet(name, part, sources, stores, rows, number)
 
 
-def _tell_left_out(name: str, reasons: Mapping[str, list[int]], num_used: int) -> None:
-    for reason, rows in reasons.items():
-        first = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-        log.warning(
-            "%s: %d of %d records left out (rows %s, counted from 0): %s",
-            name,
-            len(rows),
-            num_used + sum(map(len, reasons.values())),
-            first,
-            reason,
-        )
+def _units(samples: SampleSet, packing: PackingOptions, packed: bool, name: str) -> UnitSet:
+    """Packs or blocks where they are asked for. An evaluation's loss is the same in isolated packs: it needs none."""
+    from finery.data.sets import BlockSet, PackedSet
+
+    capacity = samples.rows.options.cutoff_len
+    if not packed or (name != "train" and samples.rows.answers and not packing.packing_contaminated):
+        return samples
+    if not samples.rows.answers:
+        return BlockSet(samples, capacity)
+    return PackedSet(samples, make_packs(*samples.row_lengths(), capacity), capacity, packing.packing_contaminated)
 
 
-def _fill(samples: list[Sample], words: Mapping[str, str], name: str) -> list[Sample]:
-    """Replace `{{word}}` in every text; say which of the well-known ones stay unfilled."""
+def _order(prepared: Preparation, size: int) -> Order:
+    return Sequential(size) if prepared.sampling == "sequential" else Shuffled(size, prepared.order_seed)
 
-    def fill(text: str) -> str:
-        for word, value in words.items():
-            text = text.replace("{{" + word + "}}", value)
-        return text
 
-    if words:
-        samples = [
-            replace(
-                sample,
-                system=fill(sample.system),
-                messages=tuple(Message(message.role, fill(message.content)) for message in sample.messages),
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _guard(taken: dict[Path, str]) -> Any:
+    from finery.data.content import ContentGuard
+
+    return ContentGuard(taken)
+
+
+def _parts(options: DataOptions, prepared: Preparation, sources: list[Source]) -> Iterator[tuple[str, Part]]:
+    """The samples of each set, by name; `sources` gets the data sets, each once."""
+    catalogue = read_catalogue(options.dataset_dir, prepared.download) or Catalogue()
+    numbers: dict[str, int] = {}
+
+    def mixture(names: Sequence[str], seed: int) -> Mixture:
+        names = tuple(dict.fromkeys(names))
+        for name in names:
+            if name not in numbers:
+                numbers[name] = len(sources)
+                sources.append(_open(name, options, prepared, catalogue))
+        own = [numbers[name] for name in names]
+        selections = [_selection(sources[number], options, mix(prepared.seed, number)) for number in own]
+        if any(own[place] != place for place in range(len(own))):
+            return _Renumbered(selections, options, seed, own)
+        return Mixture(selections, options.mix_strategy, options.interleave_probs if len(own) > 1 else (), seed)
+
+    train = mixture(options.dataset, prepared.seed) if options.dataset else None
+    if train is not None and options.val_size:
+        rest, held = hold_out(train, options.val_size, prepared.seed)
+        yield "train", rest
+        yield "eval", held
+    elif train is not None:
+        yield "train", Part(train)
+    if options.eval_dataset and options.eval_on_each_dataset:
+        for name in dict.fromkeys(options.eval_dataset):
+            yield f"eval {name}", Part(mixture([name], prepared.seed))
+    elif options.eval_dataset:
+        yield "eval", Part(mixture(options.eval_dataset, prepared.seed))
+
+
+class _Renumbered(Mixture):
+    """A mixture of sources that are not the first ones of the run's list."""
+
+    def __init__(self, selections: Sequence[Selection], options: DataOptions, seed: int, numbers: Sequence[int]) -> None:
+        super().__init__(selections, options.mix_strategy, options.interleave_probs if len(numbers) > 1 else (), seed)
+        self.numbers = np.asarray(numbers, np.int64)
+
+    def locate(self, places: Any) -> tuple[Any, Any]:
+        """With the numbers of the run's list."""
+        sources, rows = super().locate(places)
+        return self.numbers[sources], rows
+
+
+def _open(name: str, options: DataOptions, prepared: Preparation, catalogue: Catalogue) -> Source:
+    source = open_source(name, catalogue, prepared.download, options.placeholders, prepared.taken, options.overwrite_cache)
+    if faults := [f"data set {name!r}{fault}" for fault in stage_faults(source.entry, prepared.method)]:
+        raise UserError(*faults)
+    return source
+
+
+def _selection(source: Source, options: DataOptions, seed: int) -> Selection:
+    first, size = source.part()
+    if not size:
+        raise UserError(f"data set {source.name!r}: its split {source.entry.split!r} holds no records")
+    return Selection(first, size, source.entry.num_samples, options.max_samples, seed)
+
+
+def _check_usable(name: str, samples: SampleSet, order: Order) -> None:
+    """Raise `UserError` where none of the first samples dealt yields a row."""
+    tried = order.at(0, 0, NUM_TRIED)
+    samples.begin(0)
+    reasons: dict[str, str] = {}
+    for start in range(0, len(tried), 64):
+        samples.advance(start, 64)
+        for place in tried[start : start + 64].tolist():
+            if samples.of_sample(place):
+                return
+            source, record = samples.locate(place)
+            reasons.setdefault(
+                samples.stores[source].reason(record), f"{samples.sources[source].name}, {samples.sources[source].place(record)}"
             )
-            for sample in samples
-        ]
-    for word in ("name", "author"):
-        left = sum(
-            "{{" + word + "}}" in "\n".join([sample.system, *(message.content for message in sample.messages)]) for sample in samples
-        )
-        if left:
-            log.warning("%s: %d samples still say {{%s}}; set 'placeholders.%s' to fill it in", name, left, word, word)
-    return samples
+    told = [f"{reason} ({where})" for reason, where in list(reasons.items())[:5]]
+    which = f"none of the {len(tried):,} samples" if len(tried) == len(samples) else f"none of the first {len(tried):,} samples dealt"
+    purpose = "train" if name == "train" else "evaluate"
+    raise UserError(f"no row is left to {purpose} on: {which} can be used: {'; '.join(told)}")

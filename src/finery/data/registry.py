@@ -1,7 +1,12 @@
 """dataset_info.json: which name means which file or hub data set, and how its records are to be read."""
 
+from __future__ import annotations
+
+import glob
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from finery.data.formats import FORMATS
 from finery.data.formats.base import Columns, Tags
 from finery.errors import UserError, nearest, suggestion
-from finery.hub import active_hub
+from finery.hub import active_hub, fetch
 from finery.options import one_of, shown
 
 PACKAGED = Path(__file__).parents[1] / "demo_data"
 """The small data sets that come with Finery."""
+FILE = "dataset_info.json"
 
 
 class DatasetEntry(BaseModel):
@@ -44,59 +50,104 @@ class DatasetEntry(BaseModel):
         return next(((hub, name) for hub in order if (name := named[hub])), None)
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """What names of data sets may mean here: raw entries, the folder of their files, and whether any name is a hub's."""
+
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    online: bool = False
+    trouble: str = ""  # why there are no entries; told where a name needs one
+
+    def entry(self, name: str) -> DatasetEntry | None:
+        """The entry of `name`, checked; nothing where `name` is a path, whose format its records tell. Raises `UserError`."""
+        if name in self.entries:
+            return find_entry(name, self.entries)
+        if self.online:
+            return DatasetEntry.model_validate({f"{active_hub()}_hub_url": name})
+        if self.path(name):
+            return None
+        if _looks_like_path(name):
+            raise UserError(f"data set {name!r}: there is no such file or folder, and {FILE} has none of this name")
+        if self.trouble:
+            raise UserError(self.trouble)
+        return find_entry(name, self.entries)
+
+    def path(self, name: str) -> str | None:
+        """The file, folder or pattern that `name` is, seen from the working folder or from `dataset_dir`."""
+        for base in (Path(), *([self.folder] if self.folder else [])):
+            path = str(base / Path(name).expanduser())
+            if glob.glob(path, recursive=True):  # noqa: PTH207 -- patterns may be absolute
+                return path
+        return None
+
+
 def default_folder(asked: str) -> Path:
     """`dataset_dir`; `data` means the packaged sets where there is no folder of that name."""
     return PACKAGED if asked == "data" and not Path(asked).is_dir() else Path(asked)
 
 
-def read_registry(dataset_dir: str | Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """The raw entries by name and the folder that file names refer to; raises `UserError`."""
+def read_catalogue(dataset_dir: str | Mapping[str, Any], download: Mapping[str, Any] | None) -> Catalogue | None:
+    """What `dataset_dir` says: a folder, a dict, ONLINE or REMOTE:name. Raises `UserError` where its file is broken.
+
+    Without `download` nothing is fetched, and what would have to be is nothing.
+    """
     if not isinstance(dataset_dir, str):
-        return dict(dataset_dir), None
-    if dataset_dir == "ONLINE" or dataset_dir.startswith("REMOTE:"):
-        raise UserError(f"'dataset_dir: {dataset_dir}' is not built yet; name hub data sets in a dataset_info.json ('hf_hub_url')")
+        return Catalogue(dict(dataset_dir))
+    if dataset_dir == "ONLINE":
+        return Catalogue(online=True)
+    if dataset_dir.startswith("REMOTE:"):
+        if download is None:
+            return None
+        folder = fetch(dataset_dir.removeprefix("REMOTE:").strip(), kind="dataset", hub="hf", **download)  # type: ignore[arg-type]
+        return Catalogue(_read_entries(folder / FILE), folder)
     folder = default_folder(dataset_dir)
-    path = folder / "dataset_info.json"
+    path = folder / FILE
+    if not path.exists():
+        wanted = f"'dataset_dir' should be a folder with a {FILE}; a data set may also be a path to a file or folder"
+        return Catalogue(folder=folder, trouble=f"there is no {path}; {wanted}")
+    return Catalogue(_read_entries(path), folder)
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}; 'dataset_dir' should be a folder with a dataset_info.json") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; 'dataset_dir' should be a folder with a dataset_info.json") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; 'dataset_dir' should be a folder with a {FILE}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: this is not JSON: {error.msg}") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path} should hold an object of entries, found a {type(entries).__name__}")
-    return entries, folder
+    return entries
 
 
 def find_entry(name: str, entries: Mapping[str, Any]) -> DatasetEntry:
     """The entry called `name`, checked; raises `UserError`."""
     if name not in entries:
         hint = suggestion(name, entries) or f"; it knows: {', '.join(sorted(entries))}"
-        raise UserError(f"data set {name!r}: dataset_info.json has none of this name{hint}")
+        raise UserError(f"data set {name!r}: {FILE} has none of this name{hint}")
     if not isinstance(entries[name], Mapping):
         wanted = 'its entry should be an object such as {"file_name": "x.json"}'
-        raise UserError(f"data set {name!r}: in dataset_info.json {wanted}, found {shown(entries[name])}")
+        raise UserError(f"data set {name!r}: in {FILE} {wanted}, found {shown(entries[name])}")
     try:
         unknown = unknown_keys(entries[name])
         entry = DatasetEntry(**{key: value for key, value in entries[name].items() if key not in unknown})
     except ValidationError as error:
-        faults = [f"data set {name!r}: in dataset_info.json {'.'.join(map(str, fault['loc']))} {_plain(fault)}" for fault in error.errors()]
+        faults = [f"data set {name!r}: in {FILE} {'.'.join(map(str, fault['loc']))} {_plain(fault)}" for fault in error.errors()]
         raise UserError(*faults) from None
     if entry.formatting not in FORMATS.names():
-        raise UserError(
-            f"data set {name!r}: in dataset_info.json formatting {one_of(entry.formatting, FORMATS.names())}, found {entry.formatting!r}"
-        )
-    if "[" in entry.split:
-        raise UserError(f"data set {name!r}: a part of a split ({entry.split!r}) is not supported yet; set 'max_samples' or 'num_samples'")
-    for key in ("script_url", "cloud_file_name", "subset"):
-        if getattr(entry, key):
-            raise UserError(f"data set {name!r}: {key!r} is not supported yet; give a 'file_name' beside dataset_info.json")
-    if not (entry.hub or entry.file_name):
-        raise UserError(f"data set {name!r} names no file and no hub; give a 'file_name' beside dataset_info.json")
+        known = one_of(entry.formatting, FORMATS.names())
+        raise UserError(f"data set {name!r}: in {FILE} formatting {known}, found {entry.formatting!r}")
+    if not re.fullmatch(r"[^\[\]+]+(\[-?\d*%?:-?\d*%?\])?", entry.split):
+        wanted = "should be a split's name, or a part of it such as train[:10%] or train[100:200]"
+        raise UserError(f"data set {name!r}: in {FILE} split {wanted}, found {entry.split!r}")
+    if entry.script_url and not (entry.hub or entry.file_name):
+        instead = "convert the data once to .jsonl or .parquet, and give it as 'file_name'"
+        raise UserError(f"data set {name!r}: 'script_url' names a program that loads data, which Finery does not run; {instead}")
+    if not (entry.hub or entry.cloud_file_name or entry.file_name):
+        raise UserError(f"data set {name!r} names no file and no hub; give a 'file_name' beside {FILE}")
     return entry
 
 
@@ -104,6 +155,10 @@ def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
     """Keys of a raw entry that nobody reads, such as checksums of older files; those that look like a slip are faults instead."""
     known = DatasetEntry.model_fields
     return [key for key in raw if key not in known and nearest(str(key), known) is None]
+
+
+def _looks_like_path(name: str) -> bool:
+    return bool(re.search(r"[/\\*?]|\.\w+$", name)) and not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
 
 
 def _plain(fault: Any) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from finery.data.sample import BadRecord, Message, Sample
-from finery.data.template import FOLDER, Template, Turn
+from finery.data.template import FOLDER, Template, Turn, with_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ class Slots:
     default_system: str = ""
     stop_words: tuple[str, ...] = ()
     replace_eos: bool = False  # the first stop word becomes the tokenizer's end token
+    efficient_eos: bool = False  # answers are written without an end token; one closes the whole
 
     @classmethod
     def read(cls, name: str) -> "Slots":
@@ -46,12 +47,13 @@ class SlotTemplate(Template):
     """Slots filled in, each piece tokenised on its own, as the reference does."""
 
     def __init__(self, name: str, slots: Slots, tokenizer: "PreTrainedTokenizerBase") -> None:
+        super().__init__(tokenizer)
         self.name = name
         self.slots = slots
-        self.tokenizer = tokenizer
+        if slots.efficient_eos and isinstance(tokenizer.eos_token_id, int):
+            self.late_end = tokenizer.eos_token_id
         words = [*slots.stop_words, tokenizer.eos_token]
         self.stop_ids = frozenset(id for word in words if isinstance(id := tokenizer.convert_tokens_to_ids(word), int))
-        self._fixed: dict[str, list[int]] = {}  # pieces without content, tokenised once
 
     @classmethod
     def load(cls, name: str, tokenizer: "PreTrainedTokenizerBase") -> "SlotTemplate":
@@ -74,23 +76,25 @@ class SlotTemplate(Template):
         """One conversation; the end of each answer, with what the slot writes after it, is learnt."""
         if sample.tools.strip() not in ("", "[]") or any(message.role == "function" for message in sample.messages):
             raise BadRecord(f"tools are not supported yet with template {self.name!r}; leave 'template' out to use the model's own")
-        turns, source = [], self._head(sample.system)
+        texts: list[str | int] = self._head(sample.system)
+        spans, begin = [], 0  # of each turn: where its source and its target begin and end, in `texts`
         for message in sample.messages:
+            middle = len(texts)
+            texts += self._fill(self._slot(message), with_thought(message))
             if message.role == "assistant":
-                turns.append(Turn(source, self._fill(self.slots.assistant, message.content)))
-                source = []
-            else:
-                source = source + self._fill(self._slot(message), message.content)
-        if not turns:
+                spans.append((begin, middle, len(texts), message.train is not False))
+                begin = len(texts)
+        if not spans:
             raise BadRecord("there is no answer to learn")
-        return [turns]
+        ids = self._ids(texts)
+        return [[Turn(_joined(ids[begin:middle]), _joined(ids[middle:end]), learn=learn) for begin, middle, end, learn in spans]]
 
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
         """The same pieces as in training, up to the place where the answer begins."""
-        ids = self._head(system)
+        texts = self._head(system)
         for message in messages:
-            ids += self._fill(self._slot(message), message.content)
-        return ids
+            texts += self._fill(self._slot(message), with_thought(message))
+        return _joined(self._ids(texts))
 
     @property
     def jinja(self) -> str | None:
@@ -114,26 +118,26 @@ class SlotTemplate(Template):
             return self.slots.assistant
         return (self.slots.observation or self.slots.user) if message.role == "observation" else self.slots.user
 
-    def _head(self, system: str) -> list[int]:
+    def _head(self, system: str) -> list[str | int]:
         system = system or self.slots.default_system
         return self._fill(self.slots.prefix, "") + (self._fill(self.slots.system, system) if system else [])
 
-    def _fill(self, slot: tuple[str, ...], content: str) -> list[int]:
-        ids: list[int] = []
+    def _fill(self, slot: tuple[str, ...], content: str) -> list[str | int]:
+        """A slot's pieces: text to be tokenised on its own, or the id of a special token."""
+        pieces: list[str | int] = []
         for piece in slot:
             if (special := _special(piece)) is not None:
                 id = getattr(self.tokenizer, f"{special}_token_id")
-                ids += [id] if id is not None else []
-            elif CONTENT in piece:
-                ids += self._tokenise(piece.replace(CONTENT, content, 1))
+                pieces += [id] if id is not None else []
             else:
-                if piece not in self._fixed:
-                    self._fixed[piece] = self._tokenise(piece)
-                ids += self._fixed[piece]
-        return ids
+                pieces.append(piece.replace(CONTENT, content, 1) if CONTENT in piece else piece)
+        return pieces
 
-    def _tokenise(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+    def _ids(self, pieces: list[str | int]) -> list[list[int]]:
+        """The ids of each piece, tokenised all at once."""
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        found = iter(self.tokenise.ids(texts))
+        return [next(found) if isinstance(piece, str) else [piece] for piece in pieces]
 
     def _jinja(self, slot: tuple[str, ...], content: str | None = None) -> str:
         content = _expression("message" + _KEY) if content is None else content
@@ -147,6 +151,10 @@ class SlotTemplate(Template):
 
 
 _KEY = "['content']"
+
+
+def _joined(parts: list[list[int]]) -> list[int]:
+    return [id for part in parts for id in part]
 
 
 def _special(piece: str) -> str | None:

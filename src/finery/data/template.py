@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery.data.sample import Message, Sample
+from finery.data.tokenise import Tokeniser
 from finery.options import Finding, OptionGroup, one_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Turn:
     source: list[int]
     target: list[int]
     tail: tuple[int, ...] = ()
+    learn: bool = True  # unless the data say that this answer is only read
 
 
 class Template(ABC):
@@ -42,6 +44,18 @@ class Template(ABC):
 
     name: str
     stop_ids: frozenset[int]  # generation ends at any of these
+    late_end: int | None = None  # the end token, where answers are written without it and one closes the whole (`efficient_eos`)
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self.tokenise = Tokeniser(tokenizer)
+
+    def text_ids(self, text: str) -> list[int]:
+        """A plain text for pretraining: what the tokenizer puts before a text, the text, and the end token."""
+        tokenizer = self.tokenizer
+        ids = list(tokenizer(text)["input_ids"])  # type: ignore[arg-type]
+        end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) and ids[-1:] != [tokenizer.eos_token_id] else []
+        return ids + end
 
     @abstractmethod
     def encode(self, sample: Sample) -> list[list[Turn]]:
@@ -55,6 +69,11 @@ class Template(ABC):
     @abstractmethod
     def jinja(self) -> str | None:
         """The Jinja template that gives the same text, to be saved with the model."""
+
+
+def with_thought(message: Message) -> str:
+    """A message's text, with the thought that the data keep apart before it, as most reasoning models write it."""
+    return f"<think>\n{message.thought}\n</think>\n\n{message.content}" if message.thought else message.content
 
 
 def template_names() -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finery.data.rows.base import IGNORED, Row
-from finery.methods.base import Loss, Method
+from finery.data.rows.base import Row
+from finery.methods.base import Loss, Method, next_token_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,12 +24,5 @@ class SFT(Method):
         return sum(row.num_supervised for row in rows)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-        """Sum of -log p over supervised tokens, in fp32."""
-        import torch.nn.functional as F
-
-        labels_BT = batch["labels"][:, 1:]
-        logits_BTV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
-        supervised_BT = labels_BT != IGNORED
-        logits_SV = logits_BTV[supervised_BT].float()
-        total = F.cross_entropy(logits_SV, labels_BT[supervised_BT], reduction="sum")
-        return Loss(total, supervised_BT.sum())
+        """See `next_token_loss`."""
+        return next_token_loss(model, batch)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from finery.compat import have
+from finery.data.load import Sampling
 from finery.errors import Complaint, UserError
 from finery.options import Finding, Keys, OptionGroup, PathText, one_of, shown
 
@@ -73,7 +74,9 @@ class LoopOptions(OptionGroup):
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of every random choice."""
     disable_shuffling: bool = False
-    """Take the samples in the order of the file."""
+    """Take the samples in the order of the files."""
+    train_sampling_strategy: Sampling = "random"
+    """In which order samples are taken: random, sequential, or group_by_length, which puts those of like length into the same step."""
     bf16: bool = False
     """Mixed precision in bfloat16, where the device computes it."""
     fp16: bool = False
@@ -96,7 +99,7 @@ class LoopOptions(OptionGroup):
     def check(self, run: Any) -> Iterator[Finding]:
         """Contradictions between the loop's keys and with the data."""
         evaluated = bool(run.data.val_size or run.data.eval_dataset)
-        if not (self.do_train or self.do_eval):
+        if not (self.do_train or self.do_eval or run.data.tokenized_path):
             yield Finding("do_train", "should be true (or 'do_eval'): there is nothing to do")
         if self.do_train and not run.data.dataset:
             yield Finding("do_train", "needs 'dataset'")
@@ -113,6 +116,8 @@ class LoopOptions(OptionGroup):
             yield Finding(
                 "resume_from_checkpoint", f"should be a checkpoint's folder or true; there is no folder {self.resume_from_checkpoint}"
             )
+        if self.disable_shuffling and self.train_sampling_strategy == "group_by_length":
+            yield Finding("disable_shuffling", "and 'train_sampling_strategy: group_by_length' exclude each other: keep one")
         yield from self._check_numbers()
         yield from self._check_evaluating()
         yield from _check_rest(run.trainer)
@@ -333,6 +338,7 @@ def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "P
     ours = {
         "overwrite_output_dir",
         "disable_shuffling",
+        "train_sampling_strategy",
         "resume_from_checkpoint",
         "gradient_accumulation_steps",
         "warmup_ratio",

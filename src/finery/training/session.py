@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finery.compat import is_first
-from finery.data.load import DataOptions, Sets
+from finery.data import ledger
+from finery.data.load import DataOptions, Preparation, Sets
 from finery.data.rows.base import Rows
 from finery.data.template import Template, first_difference
 from finery.errors import UserError
@@ -100,6 +102,40 @@ class Session:
         log.info("training %s of %s weights (%.2f %%)", f"{trained:,}", f"{everything:,}", 100 * trained / everything)
         return model
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is trained or evaluated; data may be encoded alone."""
+        return self.loop.do_train or self.loop.do_eval
+
+    def preparation(self, rows: Rows, method: Method, template: Template, tokenizer: Any) -> Preparation:
+        """What loading the data needs of this run."""
+        loop = self.loop
+        data_seed = self.rest.get("data_seed")
+        return Preparation(
+            rows=rows,
+            method=method,
+            key=self.token_key(template, tokenizer),
+            seed=loop.seed,
+            download=self.model.download,
+            sampling="sequential" if loop.disable_shuffling else loop.train_sampling_strategy,
+            order_seed=loop.seed if data_seed is None else data_seed,
+            step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1")),
+        )
+
+    def keep_tokens(self, sets: Sets, data: DataOptions) -> Path:
+        """Nothing is trained: the encoded data are all that was asked for."""
+        found = ledger.report(sets.by_name)
+        log.info("%s\nencoded data are in %s", ledger.table(found), data.tokenized_path)
+        sets.stop()
+        return Path(str(data.tokenized_path))
+
+    def tell_data(self, sets: Sets) -> None:
+        """The ledger, as a table and as a file of the run."""
+        if is_first():
+            found = ledger.report(sets.by_name)
+            ledger.write(self.folder, found)
+            log.info("%s", ledger.table(found))
+
     def build_trainer(
         self, method: Method, rows: Rows, sets: Sets, model: Any, template: Template, tokenizer: Any, watchers: Mapping[str, OptionGroup]
     ) -> "Trainer":
@@ -127,8 +163,8 @@ class Session:
             method=method,
             rows=rows,
             step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps,
-            token_budget=loop.per_device_train_batch_size * rows.cutoff_len,
-            shuffle=not loop.disable_shuffling,
+            token_budget=loop.per_device_train_batch_size * rows.options.cutoff_len,
+            order=sets.order,
             save_beside=save_beside,
             model=model,
             args=arguments,
@@ -152,11 +188,14 @@ class Session:
             keep_foreign(self.folder / RUN_FILE, SIGNATURE)  # the user's own file may bear this name
             write_run_file(self.folder / RUN_FILE, lines)
 
-    def work(self, trainer: "Trainer", data: DataOptions, method: str, adapter: str, base: str) -> Path:
+    def work(self, trainer: "Trainer", sets: Sets, data: DataOptions, method: str, adapter: str, base: str) -> Path:
         """Train and evaluate as asked, save weights, results and the card; returns the folder."""
         if self.loop.do_train and is_first():
             keep_foreign(self.folder / "README.md", CARD_MARK)
-        metrics = self._train(trainer) if self.loop.do_train else {}
+        try:
+            metrics = self._train(trainer) if self.loop.do_train else {}
+        finally:
+            self.tell_data(sets)
         if trainer.eval_dataset is not None:
             measured = self._just_measured(trainer) or trainer.evaluate()
             trainer.save_metrics("eval", measured)

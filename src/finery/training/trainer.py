@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from finery.data.order import Order, Sequential
 from finery.data.rows.base import IGNORED, Row, Rows
 from finery.errors import UserError
 from finery.log import get_logger
@@ -47,7 +48,7 @@ class Trainer(transformers.Trainer):
         rows: Rows,
         step_size: int,
         token_budget: int,
-        shuffle: bool,
+        order: Order | None,
         save_beside: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
@@ -56,8 +57,9 @@ class Trainer(transformers.Trainer):
         self.rows = rows
         self.step_size = step_size
         self.token_budget = token_budget
-        self.shuffle = shuffle
+        self.order = order  # in which the training set is dealt
         self.save_beside = save_beside
+        self._sampler: StepSampler
         self.last_loss = float("nan")  # of the newest step, for whoever watches
         self.tokens_trained = 0
 
@@ -65,24 +67,24 @@ class Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole steps; accelerate has no part in dealing samples to ranks."""
-        return self._loader(self.train_dataset, self.step_size, self.shuffle, self.args.dataloader_drop_last)
+        assert self.order is not None
+        return self._loader(self.train_dataset, self.step_size, self.order, self.args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches in order, the same number on every rank."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]  # type: ignore[index]
-        return self._loader(chosen, self.args.per_device_eval_batch_size, shuffle=False, drop_last=False)
+        return self._loader(chosen, self.args.per_device_eval_batch_size, Sequential(len(chosen)), drop_last=False)  # type: ignore[arg-type]
 
-    def _loader(self, units: Any, size: int, shuffle: bool, drop_last: bool) -> StepLoader:
+    def _loader(self, units: Any, size: int, order: Order, drop_last: bool) -> StepLoader:
         args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = StepSampler(
-            len(units), size, shuffle=shuffle, seed=seed, rank=args.process_index, num_ranks=args.world_size, drop_last=drop_last
-        )
+        sampler = StepSampler(order, size, watcher=units, rank=args.process_index, num_ranks=args.world_size, drop_last=drop_last)
+        if units is self.train_dataset:
+            self._sampler = sampler
         workers = {"num_workers": args.dataloader_num_workers, "prefetch_factor": args.dataloader_prefetch_factor}
         # an own generator: a loader draws a seed for its workers, and must not move the run's own dice for that
-        dice = torch.Generator().manual_seed(seed)
+        dice = torch.Generator().manual_seed(args.seed)
         return StepLoader(
             units, batch_sampler=sampler, collate_fn=_flat, generator=dice, persistent_workers=args.dataloader_persistent_workers, **workers
         )
@@ -194,6 +196,7 @@ class Trainer(transformers.Trainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         started = super()._init_training_state(max_steps, *args, **kwargs)
+        self._sampler.skipped = 0 if self.args.ignore_data_skip else started[1]  # the loop passes over as many
         self.state.compute_steps(self.args, max_steps)  # this run's save, eval and logging steps, not the checkpoint's
         return started
 

@@ -1,13 +1,20 @@
 """Rows of conversations: the answers are learnt, the rest is read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from finery.data.rows.base import IGNORED, Encoded, Row, Rows
+from finery.data.rows.base import IGNORED, Cut, Encoded, Row, Rows, pad
 from finery.data.sample import BadRecord, Sample
 from finery.data.template import Turn
+from finery.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Chat"]
 
@@ -16,48 +23,163 @@ class Chat(Rows):
     """One row per conversation, or one per turn where the template rewrites history."""
 
     def encode(self, sample: Sample) -> Encoded:
-        """Cut to `cutoff_len` as the reference does: turn by turn, shared between question and answer."""
+        """Cut to `cutoff_len` as `truncation` says."""
+        if sample.unanswered:
+            return Encoded((), sample.unanswered)
         try:
             conversations = self.template.encode(sample)
         except BadRecord as error:
             return Encoded((), str(error))
-        rows, num_cut = [], 0
+        if self.options.mask_history:
+            conversations = conversations[-1:]  # where each answer is a row of its own, the last one
+        rows, num_cut, lost = [], 0, Cut.TRAILING if sample.trailing else Cut.NOTHING
         for turns in conversations:
-            row, cut = self._row(turns)
-            num_cut += cut
-            if row.num_supervised:
-                rows.append(row)
+            for piece in self._pieces(turns):
+                num_cut += piece.num_cut
+                row = piece.row()
+                if row.num_supervised:
+                    rows.append(row)
+                    lost |= piece.lost
+                else:
+                    num_cut += len(row.ids)
         if not rows:
-            return Encoded((), "nothing of the answer is left within cutoff_len" if num_cut else "the answer is empty", num_cut)
-        return Encoded(tuple(rows), num_cut=num_cut)
+            longest = max(sum(map(len, (turn.source, turn.target, turn.tail))) for turns in conversations for turn in turns)
+            return Encoded((), self._why_nothing(longest), num_cut, lost)
+        return Encoded(tuple(rows), num_cut=num_cut, cut=lost)
 
-    def _row(self, turns: Sequence[Turn]) -> tuple[Row, int]:
-        ids: list[int] = []
-        labels: list[int] = []
-        for turn in turns:
-            room = self.cutoff_len - len(ids)
+    def _why_nothing(self, longest: int) -> str:
+        if longest <= self.options.cutoff_len:
+            return "the answer is empty, or none is to be learnt"
+        return f"longer than cutoff_len {self.options.cutoff_len}: " + (
+            "left out, as 'truncation: drop' asks" if self.options.truncation == "drop" else "nothing of the answer is left"
+        )
+
+    def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
+        """The parts of a conversation that become rows, or none that do."""
+        options, learnt = self.options, self._learnt(turns)
+        if options.truncation == "proportional":
+            return [self._shortened(turns, learnt)]
+        whole = _Piece(self.template.late_end)
+        for turn, learn in zip(turns, learnt, strict=True):
+            whole.add(turn.source, turn.target, turn.tail, learn, options.train_on_prompt)
+        whole.close()
+        size = len(whole.ids)
+        if size <= options.cutoff_len:
+            return [whole]
+        if options.truncation == "error":
+            raise UserError(f"the row has {size} tokens, more than cutoff_len {options.cutoff_len}, and 'truncation: error' asks to stop")
+        return list(whole.cut(options.truncation, options.cutoff_len))
+
+    def _learnt(self, turns: Sequence[Turn]) -> list[bool]:
+        """Which answers are learnt."""
+        last = len(turns) - 1
+        return [turn.learn and (place == last or not self.options.mask_history) for place, turn in enumerate(turns)]
+
+    def _shortened(self, turns: Sequence[Turn], learnt: Sequence[bool]) -> _Piece:
+        """Turn by turn, shared between question and answer; with `mask_history` the last turns come first.
+
+        This is the rule that users' files were made for (reference: LLaMA-Factory 0.9.5).
+        """
+        room = self.options.cutoff_len - (self.template.late_end is not None)
+        order = range(len(turns) - 1, -1, -1) if self.options.mask_history else range(len(turns))
+        kept: dict[int, tuple[int, int]] = {}
+        for place in order:
             if room <= 0:
                 break
-            num_source, num_target = share(len(turn.source), len(turn.target), room)
+            turn = turns[place]
+            kept[place] = share(len(turn.source), len(turn.target), room)
+            room -= sum(kept[place])
+        piece = _Piece(self.template.late_end)
+        for place, turn in enumerate(turns):
+            if place not in kept:
+                piece.num_cut += len(turn.source) + len(turn.target) + len(turn.tail)
+                continue
+            num_source, num_target = kept[place]
             source, target = turn.source[:num_source], turn.target[:num_target]
-            tail = turn.tail[: room - num_source - num_target]  # none where the answer is cut: then nothing is left of the room
-            ids += [*source, *target, *tail]
-            labels += [IGNORED] * num_source + [*target] + [IGNORED] * len(tail)
-        num_cut = sum(len(turn.source) + len(turn.target) + len(turn.tail) for turn in turns) - len(ids)
-        return Row(np.asarray(ids, np.int32), np.asarray(labels, np.int32)), num_cut
+            tail = turn.tail[: max(room, 0)] if num_target == len(turn.target) else ()  # nothing is left of the room for others
+            if num_source < len(turn.source):
+                piece.lost |= Cut.HEADER_LOST
+            if num_target < len(turn.target):
+                piece.lost |= Cut.END_LOST
+            piece.num_cut += len(turn.source) - num_source + len(turn.target) - num_target + len(turn.tail) - len(tail)
+            piece.add(source, target, tail, learnt[place], self.options.train_on_prompt)
+        piece.close()
+        return piece
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Pad on the right: `input_ids`, `attention_mask`, `labels`, each (B rows, T of the longest), int64."""
-        longest = max(len(row.ids) for row in rows)
-        input_ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask_BT = torch.zeros_like(input_ids_BT)
-        labels_BT = torch.full_like(input_ids_BT, IGNORED)
-        for place, row in enumerate(rows):
-            length = len(row.ids)
-            input_ids_BT[place, :length] = torch.from_numpy(row.ids.astype(np.int64))
-            labels_BT[place, :length] = torch.from_numpy(row.labels.astype(np.int64))
-            mask_BT[place, :length] = 1
-        return {"input_ids": input_ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        """Padded on the right, see `pad`."""
+        return pad(rows)
+
+
+@dataclass
+class _Piece:
+    """A row while it grows: its tokens, and which spans of them are learnt.
+
+    `late_end` is the end token of templates that write none after an answer: what follows the answer then stands where
+    the end is learnt, and one end token closes the row.
+    """
+
+    late_end: int | None = None
+    ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # places where the end token is learnt though another stands there
+    due: bool = False  # an answer was learnt whose end is still to come
+    num_cut: int = 0
+    lost: Cut = Cut.NOTHING
+
+    def add(self, source: Sequence[int], target: Sequence[int], tail: Sequence[int], learn: bool, learn_source: bool) -> None:
+        """One turn."""
+        if self.due and source:
+            self.ends.append(len(self.ids))
+        start = len(self.ids) + len(source)
+        if learn_source:
+            self._learn(len(self.ids), start)
+        if learn:
+            self._learn(start, start + len(target))
+        self.due = learn and self.late_end is not None
+        self.ids += source
+        self.ids += target
+        self.ids += tail
+
+    def close(self) -> None:
+        """The end token of templates that write it once."""
+        if self.late_end is not None:
+            if self.due:
+                self._learn(len(self.ids), len(self.ids) + 1)
+            self.ids.append(self.late_end)
+
+    def _learn(self, start: int, end: int) -> None:
+        if start < end:
+            self.spans.append((start, end))
+
+    def row(self) -> Row:
+        """As arrays."""
+        ids = np.asarray(self.ids, np.int32)
+        labels = np.full(len(ids), IGNORED, np.int32)
+        for start, end in self.spans:
+            labels[start:end] = ids[start:end]
+        labels[self.ends] = self.late_end if self.late_end is not None else IGNORED
+        return Row(ids, labels)
+
+    def cut(self, how: str, most: int) -> list[_Piece]:
+        """What `keep_start`, `keep_end`, `split` or `drop` leave of a row that is too long; `num_cut` is what they take."""
+        size = len(self.ids)
+        if how == "drop":
+            return [_Piece(num_cut=size)]
+        if how == "split":
+            return [self._part(start, min(start + most, size)) for start in range(0, size, most)]
+        part = self._part(0, most) if how == "keep_start" else self._part(size - most, size)
+        part.num_cut = size - most
+        return [part]
+
+    def _part(self, start: int, end: int) -> _Piece:
+        spans = [(max(a, start) - start, min(b, end) - start) for a, b in self.spans if a < end and b > start]
+        lost = Cut.NOTHING
+        if any(a < end < b for a, b in self.spans):
+            lost |= Cut.END_LOST
+        if start:
+            lost |= Cut.HEADER_LOST
+        return _Piece(self.late_end, self.ids[start:end], spans, [at - start for at in self.ends if start <= at < end], lost=lost)
 
 
 def share(num_source: int, num_target: int, room: int) -> tuple[int, int]:

@@ -1,0 +1,84 @@
+"""The peer for runs side by side: LLaMA-Factory 0.9.5 in an environment of its own (see peer_rows.py for how to make it).
+
+FINERY_PEER names its Python:
+
+    FINERY_PEER=/somewhere/peer/bin/python python benchmarks/first_step.py
+"""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+FIRST_LOG = "'loss':"
+"""What the peer prints when its first step is done, with `logging_steps: 1`."""
+
+
+def peer_python() -> Path | None:
+    """The peer's Python, or None where FINERY_PEER names none: a benchmark then measures Finery alone."""
+    path = Path(os.environ["FINERY_PEER"]).expanduser() if os.environ.get("FINERY_PEER") else None
+    if path and not os.access(path, os.X_OK):
+        raise SystemExit(f"FINERY_PEER should be the path of the Python that the peer is installed for, found {path}")
+    return path
+
+
+def peer_config(model: Path, dataset_dir: Path, dataset: str, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Keys of one LoRA step on a CPU, nothing saved; `changes` adds keys, or takes out those that are None."""
+    keys: dict[str, Any] = {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "all",
+        "lora_rank": 8,
+        "template": "chatml",
+        "dataset": dataset,
+        "dataset_dir": str(dataset_dir),
+        "cutoff_len": 2048,
+        "overwrite_cache": True,
+        "preprocessing_num_workers": None,  # one process
+        "output_dir": str(output_dir),
+        "overwrite_output_dir": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 1,
+        "learning_rate": 1.0e-4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    return {key: value for key, value in (keys | changes).items() if value is not None}
+
+
+def peer_command(keys: dict[str, Any], folder: Path) -> list[str]:
+    """Write the keys in `folder`; the command that trains with them. JSON is YAML, and the standard library writes it."""
+    path = folder / "peer.yaml"
+    path.write_text(json.dumps(keys, indent=1), encoding="utf-8")
+    return [str(peer_python()), "-m", "llamafactory.cli", "train", str(path)]
+
+
+def seconds_until(command: list[str], marker: str, log: Path, **environment: str) -> tuple[float, float]:
+    """Seconds from the command to the first line with `marker`, and to its end; what it prints goes to `log`."""
+    began = time.perf_counter()
+    found = 0.0
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=settings, encoding="utf-8", errors="replace"
+        ) as run,
+    ):
+        for line in run.stdout or ():
+            file.write(line)
+            if not found and marker in line:
+                found = time.perf_counter() - began
+    if run.returncode or not found:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}, {marker!r} was {'found' if found else 'not found'}; see {log}")
+    return found, time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(__doc__)

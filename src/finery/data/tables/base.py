@@ -1,0 +1,80 @@
+"""What a table is: the records of one file, read by number and never all at once."""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from finery.errors import UserError
+
+MARKS = {
+    b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; let its name end in .zst",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a parquet file; let its name end in .parquet",
+    b"ARROW1": "is an arrow file; let its name end in .arrow",
+    b"\xff\xfe": "is text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is text in UTF-16; save it as UTF-8",
+}
+"""How files begin that are something else than their name says."""
+
+
+class Table(ABC):
+    """Records of one file. `build` is called once for a content, every process then opens what it has made.
+
+    A table may be used after a fork and be pickled: whatever cannot is opened when it is first used.
+    """
+
+    def __init__(self, path: Path, made: Path) -> None:
+        """`made` is the folder that `build` has filled."""
+        self.path = path
+        self.made = made
+        self.told_as = path  # what messages name: the user's file, of which `path` may be the unpacked content
+
+    @classmethod
+    @abstractmethod
+    def build(cls, path: Path, beside: Path) -> None:
+        """Write into the folder `beside` what reading by number needs; raises `UserError` naming file and line."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, row: int) -> Any:
+        """The record of a row; raises `BadRecord` where this row alone is broken."""
+
+    def line(self, row: int) -> int | None:
+        """The line, from 1, where a row begins; nothing where the file has no lines."""
+        return None
+
+
+class Bytes:
+    """Pieces of a file by place, opened when first used in a process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def read(self, start: int, size: int) -> bytes:
+        """So many bytes from `start` on."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        return os.pread(self._descriptor, size, start)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_descriptor": None}
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def check_head(path: Path, head: bytes) -> None:
+    """Raise `UserError` where the first bytes of a text file are those of something else."""
+    if not head:
+        raise UserError(f"{path} is empty; it should hold records")
+    for mark, said in MARKS.items():
+        if head.startswith(mark):
+            raise UserError(f"{path} {said}")
+    if b"\0" in head[:4096]:
+        raise UserError(f"{path} is not text: it holds zero bytes; is it the right file?")

@@ -1,0 +1,123 @@
+"""JSON lines: one JSON value a line, found by an index of where lines begin."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finery.data.content import CHUNK_BYTES, Rate, read_chunks
+from finery.data.sample import BadRecord
+from finery.data.tables.base import Bytes, Table, check_head
+
+__all__ = ["JSONLines"]
+
+BOM = b"\xef\xbb\xbf"
+_BLANK = frozenset(b" \t\r\n")
+_SUSPECT_BYTES = 64
+"""A blank line that is longer than this is read as a broken record."""
+
+
+class JSONLines(Table):
+    """Lines of a file; blank ones are no records."""
+
+    keeps_blank = False
+
+    def __init__(self, path: Path, made: Path) -> None:
+        super().__init__(path, made)
+        self.starts: NDArray[np.int64] = np.load(made / "starts.npy", mmap_mode="r")
+        self.sizes: NDArray[np.int64] = np.load(made / "sizes.npy", mmap_mode="r")
+        self.bytes = Bytes(path)
+
+    @classmethod
+    def build(cls, path: Path, beside: Path) -> None:
+        """Index the lines."""
+        starts, sizes = index_lines(path, cls.keeps_blank)
+        save_index(beside, starts, sizes)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> Any:
+        try:
+            return json.loads(self.text(row))
+        except json.JSONDecodeError as error:
+            raise BadRecord(f"this line is not JSON: {error.msg} (column {error.colno})") from None
+        except RecursionError:
+            raise BadRecord("this line nests its values too deeply to be read") from None
+
+    def text(self, row: int) -> str:
+        """A row's text; raises `BadRecord` where it is not UTF-8."""
+        raw = self.bytes.read(int(self.starts[row]), int(self.sizes[row]))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"this line is not UTF-8 (byte {error.start}: {raw[error.start]:#x}); save the file as UTF-8") from None
+
+    def line(self, row: int) -> int | None:
+        """Counted in the file where blank lines were left out."""
+        end = int(self.starts[row])
+        if not (self.made / "skips").exists():
+            return row + 1
+        count, seen = 1, 0
+        for chunk in read_chunks(self.path):
+            count += chunk[: end - seen].count(b"\n")
+            seen += len(chunk)
+            if seen >= end:
+                break
+        return count
+
+
+def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    """Where records begin and how many bytes they have."""
+    np.save(folder / "starts.npy", starts)
+    np.save(folder / "sizes.npy", sizes)
+    if (len(starts) > 1 and bool((starts[1:] - starts[:-1] - sizes[:-1] > 2).any())) or (len(starts) and starts[0] > len(BOM)):
+        (folder / "skips").touch()  # lines between the records that are none: row and line differ
+
+
+def index_lines(path: Path, keep_blank: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each line begins and its size in bytes, without its end; blank lines are left out unless `keep_blank`."""
+    rate = Rate(f"looking for the lines of {path.name}", "bytes", path.stat().st_size)
+    breaks, seen, first = [], 0, b""
+    for chunk in read_chunks(path, CHUNK_BYTES):
+        if not seen:
+            check_head(path, chunk[:8192])
+            first = chunk[:3]
+        breaks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + seen)
+        seen += len(chunk)
+        rate.add(len(chunk))
+    if not seen:
+        check_head(path, b"")
+    rate.end()
+    ends = np.concatenate([*breaks, np.asarray([seen])]) if breaks[-1].size == 0 or breaks[-1][-1] != seen - 1 else np.concatenate(breaks)
+    starts = np.empty(len(ends), np.int64)
+    starts[0] = len(BOM) if first == BOM else 0
+    starts[1:] = ends[:-1] + 1
+    sizes = ends - starts
+    return (starts, sizes) if keep_blank else _without_blank(path, starts, sizes)
+
+
+def _without_blank(path: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Only short lines are looked at; most files have none."""
+    data = Bytes(path)
+    short = np.flatnonzero(sizes < _SUSPECT_BYTES)
+    if len(short) > len(sizes) // 2:  # a file of short lines: read in order rather than piece by piece
+        text = path.read_bytes() if path.stat().st_size < CHUNK_BYTES else None
+        blank = [row for row in short if _is_blank(_piece(data, text, int(starts[row]), int(sizes[row])))]
+    else:
+        blank = [row for row in short if _is_blank(data.read(int(starts[row]), int(sizes[row])))]
+    if not blank:
+        return starts, sizes
+    keep = np.ones(len(starts), bool)
+    keep[blank] = False
+    return starts[keep], sizes[keep]
+
+
+def _piece(data: Bytes, text: bytes | None, start: int, size: int) -> bytes:
+    return data.read(start, size) if text is None else text[start : start + size]
+
+
+def _is_blank(raw: bytes) -> bool:
+    return all(byte in _BLANK for byte in raw)

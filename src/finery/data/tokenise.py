@@ -1,0 +1,94 @@
+"""Text becomes token ids, many texts at once; what stands between special tokens is tokenised once for all texts that share it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finery.log import get_logger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = get_logger(__name__)
+
+_SHORT = 80
+_MOST_KEPT = 20_000
+"""Short pieces of text are remembered, such as the headers of a template."""
+_NUM_PROVED = 24
+"""So many texts are also tokenised in the plain way, and compared, before pieces are trusted."""
+
+
+class Tokeniser:
+    """Token ids without added special tokens, the same as the tokenizer's own call gives.
+
+    Special tokens cut a text before anything else happens to it, so the pieces between them may be tokenised apart. Where
+    that is not so (a pipeline that treats the beginning of a text in another way), texts are tokenised whole.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._kept: dict[str, list[int]] = {}
+        self._unproved = _NUM_PROVED
+        self._cut: re.Pattern[str] | None = None
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._cut = self._find_cut()
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        if self._backend is None:
+            return [self._plain(text) for text in texts]
+        if self._cut is None:
+            return self._encode(texts)
+        pieces = [[piece for piece in self._cut.split(text) if piece] for text in texts]
+        known = self._known(piece for each in pieces for piece in each)
+        found = [[id for piece in each for id in known[piece]] for each in pieces]
+        return self._prove(texts, found) if self._unproved else found
+
+    def one(self, text: str) -> list[int]:
+        """The ids of one text."""
+        return self.ids([text])[0]
+
+    def _known(self, pieces: Iterable[str]) -> dict[str, list[int]]:
+        wanted = dict.fromkeys(pieces)
+        missing = [piece for piece in wanted if piece not in self._kept]
+        new = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
+        known = {piece: new[piece] if piece in new else self._kept[piece] for piece in wanted}
+        if len(self._kept) < _MOST_KEPT:
+            self._kept.update((piece, ids) for piece, ids in new.items() if len(piece) <= _SHORT)
+        return known
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+
+    def _prove(self, texts: Sequence[str], found: list[list[int]]) -> list[list[int]]:
+        self._unproved = max(self._unproved - len(texts), 0)
+        plain = [self._plain(text) for text in texts]
+        if plain != found:
+            log.warning("this tokenizer treats a text otherwise than its pieces: texts are tokenised whole, which takes longer")
+            self._cut, self._kept, self._unproved = None, {}, 0
+        return plain
+
+    def _find_cut(self) -> re.Pattern[str] | None:
+        """A pattern of the tokens at which a text may be cut, if the tokenizer keeps to it on a probe of each kind of neighbourhood."""
+        added = [token for token in self.tokenizer.added_tokens_decoder.values() if token.content]
+        plain = [token.content for token in added if not (token.normalized or token.single_word or token.lstrip or token.rstrip)]
+        others = [token.content for token in added if token.content not in plain]
+        safe = [word for word in plain if not any(word in other for other in others) and not any(c in word for c in "\n ")]
+        if not safe:
+            return None
+        pattern = re.compile("(" + "|".join(re.escape(word) for word in sorted(safe, key=len, reverse=True)) + ")")
+        word = safe[0]
+        probes = [f"a{word}b", f"a {word} b", f"{word}b\n\n{word} \n c", f"{word}1 2  3{word}{word}é 好", f" a{word}  b"]
+        for probe in probes:
+            pieces = [piece for piece in pattern.split(probe) if piece]
+            if [id for ids in self._encode(pieces) for id in ids] != self._plain(probe):
+                return None
+        return pattern
