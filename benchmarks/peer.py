@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-FIRST_LOG = "'loss':"
-"""What the peer prints when its first step is done, with `logging_steps: 1`."""
+LOOP_BEGINS = "***** Running training *****"
+FIRST_STEP = "'loss':"
+"""What the peer prints when all rows are encoded and the model is loaded, and when its first step is done (`logging_steps: 1`)."""
 
 
 def peer_python() -> Path | None:
@@ -60,24 +61,25 @@ def peer_command(keys: dict[str, Any], folder: Path) -> list[str]:
     return [str(peer_python()), "-m", "llamafactory.cli", "train", str(path)]
 
 
-def seconds_until(command: list[str], marker: str, log: Path, **environment: str) -> tuple[float, float]:
-    """Seconds from the command to the first line with `marker`, and to its end; what it prints goes to `log`."""
+def seconds_until(command: list[str], markers: tuple[str, ...], log: Path, **environment: str) -> list[float]:
+    """Seconds from the command to the first line with each marker, and to its end; what it prints goes to `log`.
+
+    One thread, unless `environment` says otherwise: beside any other busy process a step with two can take ten times as long.
+    """
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
+    seen: dict[str, float] = {}
     began = time.perf_counter()
-    found = 0.0
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
-    with (
-        log.open("w", encoding="utf-8") as file,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=settings, encoding="utf-8", errors="replace"
-        ) as run,
-    ):
+    with log.open("w", encoding="utf-8") as file, subprocess.Popen(command, env=settings, **pipe) as run:
         for line in run.stdout or ():
             file.write(line)
-            if not found and marker in line:
-                found = time.perf_counter() - began
-    if run.returncode or not found:
-        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}, {marker!r} was {'found' if found else 'not found'}; see {log}")
-    return found, time.perf_counter() - began
+            for marker in markers:
+                if marker in line:
+                    seen.setdefault(marker, time.perf_counter() - began)
+    missing = [marker for marker in markers if marker not in seen]
+    if run.returncode or missing:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}, not printed: {missing}; see {log}")
+    return [*(seen[marker] for marker in markers), time.perf_counter() - began]
 
 
 if __name__ == "__main__":

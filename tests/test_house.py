@@ -20,6 +20,7 @@ FLOORS = [  # a room may import from floors below its own, and from nowhere else
     ["methods"],
     ["training", "engines"],
     ["run", "launch"],
+    ["previews"],
     ["commands"],
     ["cli"],
 ]

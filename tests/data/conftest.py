@@ -1,15 +1,17 @@
 """What the data tests share: real tokenizers with real chat templates, and small data folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finery.data.load import DataOptions, Sets, load_sets
-from finery.data.rows.chat import Chat
+from finery.data.load import DataOptions, Preparation, Sets, load_rows, load_sets
+from finery.data.packing import PackingOptions
+from finery.data.rows.base import Row, RowOptions
+from finery.methods import METHODS
 
 
 @pytest.fixture(scope="session")
@@ -63,23 +65,51 @@ def make_data(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def load(tokenizer: Any) -> Callable[..., Sets]:
-    """Load the set `x` of a folder with the tiny model's own template."""
+def load(tokenizer: Any) -> Iterator[Callable[..., Sets]]:
+    """Load the set `x` of a folder with the tiny model's own template, as it stands in the files; what encodes ends with the test."""
     from finery.data.jinja import JinjaTemplate
 
-    def run(folder: str | dict[str, Any], seed: int = 7, key: str = "tests", **options: Any) -> Sets:
-        data = DataOptions(**{"dataset": "x", "dataset_dir": folder, **options})
-        return load_sets(data, Chat(JinjaTemplate(tokenizer), data.cutoff_len), seed, {"cache_dir": None, "tokens": {}}, key)
+    opened: list[Sets] = []
 
-    return run
+    def run(folder: str | dict[str, Any], seed: int = 7, key: str = "tests", stage: str = "sft", **options: Any) -> Sets:
+        given = {"dataset": "x", "dataset_dir": folder, **options}
+        data, shape, packing = ({name: given.pop(name) for name in group.model_fields if name in given} for group in GROUPS)
+        assert not given, "no such option"
+        method = METHODS[stage](METHODS[stage].Options())
+        packs = PackingOptions(**packing)
+        rows = load_rows(method.rows, JinjaTemplate(tokenizer), RowOptions(**shape), packs)
+        prepared = Preparation(rows, method, key, seed, {"cache_dir": None, "tokens": {}}, sampling="sequential")
+        opened.append(load_sets(DataOptions(**data), packs, prepared))
+        return opened[-1]
+
+    yield run
+    for sets in opened:
+        sets.stop()
+
+
+GROUPS = (DataOptions, RowOptions, PackingOptions)
 
 
 @pytest.fixture
-def learnt(tokenizer: Any) -> Callable[[Any], list[str]]:
+def rows_of() -> Callable[[Any], list[Row]]:
+    """All rows of a set, asked for as the loop does."""
+
+    def read(units: Any) -> list[Row]:
+        units.begin(0)
+        found: list[Row] = []
+        for unit in range(len(units)):
+            units.advance(unit, 1)
+            found += units[unit]
+        return found
+
+    return read
+
+
+@pytest.fixture
+def learnt(tokenizer: Any, rows_of: Callable[[Any], list[Row]]) -> Callable[[Any], list[str]]:
     """The learnt text of every row of a set, without the end of turn."""
 
-    def read(encoded: Any) -> list[str]:
-        rows = [row for unit in encoded for row in unit]
-        return [tokenizer.decode(row.labels[row.labels >= 0]).removesuffix("<|im_end|>") for row in rows]
+    def read(units: Any) -> list[str]:
+        return [tokenizer.decode(row.labels[row.labels >= 0]).removesuffix("<|im_end|>") for row in rows_of(units)]
 
     return read

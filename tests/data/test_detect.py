@@ -99,6 +99,7 @@ def test_each_shape_is_told(record: dict[str, Any], wanted: tuple[str, str]) -> 
         ({"prompt": talk(Q), "completion": talk(GOOD), "label": False}, "desirable", False),
         ({"messages": talk(Q, GOOD), "kto_tag": True}, "desirable", True),
         ({"text": "a", "label": True}, "desirable", None),
+        ({"messages": talk(Q), "chosen": "b", "rejected": "c", "label": True}, "desirable", None),
         ({"question": "a", "answer": "b", "label": 3}, "desirable", None),
         ({"question": "a", "answer": "b", "system_prompt": "s"}, "system", "s"),
         ({"messages": talk(Q, GOOD), "system": "s"}, "system", "s"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finery.data.jinja import JinjaTemplate
+from finery.data.rows.base import RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import BadRecord, Message, Sample
 from finery.errors import UserError
@@ -229,7 +230,7 @@ def test_what_a_template_refuses_is_a_bad_record(own: Callable[[str], JinjaTempl
     twice = Sample((Message("user", "a"), Message("user", "b"), Message("assistant", "c")))
     with pytest.raises(BadRecord, match=r"the model's chat template refuses it: .*alternate"):
         mistral.encode(twice)
-    assert "alternate" in Chat(mistral, 64).encode(twice).reason
+    assert "alternate" in Chat(mistral, RowOptions(cutoff_len=64)).encode(twice).reason
     with pytest.raises(UserError, match="alternate"):
         mistral.prompt_ids(list(twice.messages[:2]))
     with pytest.raises(BadRecord, match="no answer"):

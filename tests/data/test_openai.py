@@ -64,6 +64,11 @@ def test_calls_become_a_function_turn_and_results_stay_apart() -> None:
     assert sample.messages[1] == Message("function", calls)
 
 
+def test_a_tool_may_return_nothing() -> None:
+    sample = read(ASKED, CALLS, RESULTS[0] | {"content": None}, {"role": "tool"}, ANSWERED)
+    assert [message.content for message in sample.messages[2:]] == ["", "", "b"]
+
+
 @pytest.mark.parametrize("content", ["I look.", [{"type": "text", "text": "I "}, {"type": "text", "text": "look."}]])
 def test_what_is_said_beside_calls_is_kept(content: Any) -> None:
     assert read(ASKED, CALLS | {"content": content}).messages[1].before_calls == "I look."

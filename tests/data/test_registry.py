@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finery.data.load import DataOptions
-from finery.data.registry import PACKAGED, default_folder, find_entry, read_registry
+from finery.data.registry import PACKAGED, Catalogue, default_folder, find_entry, read_catalogue
 from finery.errors import UserError
 
 
@@ -19,9 +19,16 @@ def complaint(entry: Any, name: str = "x") -> str:
     return str(caught.value)
 
 
+def catalogue(dataset_dir: str | dict[str, Any]) -> Catalogue:
+    """What names may mean there."""
+    found = read_catalogue(dataset_dir, None)
+    assert found is not None
+    return found
+
+
 def findings(run_ranking: bool = False, **options: Any) -> list[str]:
     """What `check` says about data keys."""
-    run = SimpleNamespace(method=SimpleNamespace(ranking=run_ranking))
+    run = SimpleNamespace(method=SimpleNamespace(ranking=run_ranking, reads=()))
     return [f"{finding.key}: {finding.text}" for finding in DataOptions(**options).check(run)]
 
 
@@ -48,10 +55,11 @@ def test_every_fault_of_an_entry_is_told() -> None:
         ("x.json", "should be an object"),
         ({}, "names no file and no hub"),
         ({"file_name": "x.json", "formatting": "alpacca"}, "alpaca"),
-        ({"file_name": "x.json", "split": "train[:10%]"}, "train[:10%]"),
-        ({"script_url": "x"}, "'script_url' is not supported yet"),
-        ({"cloud_file_name": "s3://x"}, "'cloud_file_name' is not supported yet"),
-        ({"hf_hub_url": "a/b", "subset": "de"}, "'subset' is not supported yet"),
+        ({"file_name": "x.json", "split": "train[10]"}, "a part of it such as train[:10%] or train[100:200], found 'train[10]'"),
+        ({"file_name": "x.json", "split": "train+test"}, "should be a split's name, or a part of it"),
+        ({"file_name": "x.json", "split": "train[:1.5%]"}, "should be a split's name, or a part of it"),
+        ({"script_url": "x"}, "'script_url' names a program that loads data, which Finery does not run; convert the data once"),
+        ({"file_name": "x.json", "num_samples": 0}, "num_samples should be greater than 0, found 0"),
     ],
 )
 def test_entries_that_cannot_be_used(entry: Any, words: str) -> None:
@@ -62,6 +70,22 @@ def test_columns_and_tags_are_merged_with_the_defaults() -> None:
     entry = find_entry("x", {"x": {"file_name": "x.json", "columns": {"prompt": "q"}, "tags": {"user_tag": "user"}}})
     assert (entry.columns.prompt, entry.columns.query, entry.columns.response, entry.columns.history) == ("q", "input", "output", None)
     assert (entry.tags.user_tag, entry.tags.assistant_tag, entry.tags.role_tag, entry.tags.system_tag) == ("user", "gpt", "from", "system")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"file_name": "x.json", "split": "train[:10%]"},
+        {"file_name": "x.json", "split": "train[100:-1]"},
+        {"file_name": "x.json", "script_url": "x"},  # whoever has the file needs no program
+        {"cloud_file_name": "s3://x"},
+        {"hf_hub_url": "a/b", "subset": "de", "split": "validation", "folder": "en"},
+        {"file_name": "x.json", "file_sha1": "0"},  # older files have checksums
+    ],
+)
+def test_entries_that_can_be_used(entry: dict[str, Any]) -> None:
+    found = find_entry("x", {"x": entry})
+    assert all(getattr(found, key) == value for key, value in entry.items() if key != "file_sha1")
 
 
 BOTH = {"hf_hub_url": "hf/name", "ms_hub_url": "ms/name", "file_name": "x.json"}
@@ -90,7 +114,7 @@ def test_the_environment_chooses_the_hub(monkeypatch: pytest.MonkeyPatch, variab
 def test_data_falls_back_to_the_packaged_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_folder("data") == PACKAGED
-    assert "identity" in read_registry("data")[0]
+    assert "identity" in catalogue("data").entries
     assert default_folder("other") == Path("other")
     (tmp_path / "data").mkdir()
     assert default_folder("data") == Path("data")
@@ -100,22 +124,54 @@ def test_a_dict_is_a_registry(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[]")
     registry = {"x": {"file_name": str(path)}}
-    assert read_registry(registry) == (registry, None)
+    assert catalogue(registry) == Catalogue(registry)
     assert findings(dataset="x", dataset_dir=registry) == []
 
 
 def test_trouble_with_the_file_is_told_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "dataset_info.json"
     with pytest.raises(UserError, match=r"there is no .*dataset_info\.json"):
-        read_registry(str(tmp_path))
+        catalogue(str(tmp_path)).entry("x")
     path.write_text('{\n "a": {},\n "b" 1\n}')
     with pytest.raises(UserError, match=r"dataset_info\.json:3: this is not JSON"):
-        read_registry(str(tmp_path))
+        catalogue(str(tmp_path))
     path.write_text("[1]")
     with pytest.raises(UserError, match="should hold an object of entries, found a list"):
-        read_registry(str(tmp_path))
+        catalogue(str(tmp_path))
+    path.write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(UserError, match="is not UTF-8"):
+        catalogue(str(tmp_path))
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": {}}).encode())
-    assert read_registry(str(tmp_path))[0] == {"a": {}}
+    assert catalogue(str(tmp_path)) == Catalogue({"a": {}}, tmp_path)
+
+
+def test_a_path_needs_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from the working folder or from `dataset_dir`; a name in the registry comes first."""
+    (tmp_path / "data").mkdir()
+    for name in ("here.jsonl", "data/there.jsonl", "data/known"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = catalogue("data")
+    for name in ("here.jsonl", "there.jsonl", "*.jsonl", "data", str(tmp_path / "here.jsonl")):
+        assert found.entry(name) is None
+        assert findings(dataset=name) == []
+    with pytest.raises(UserError, match=r"there is no such file or folder, and dataset_info\.json has none of this name"):
+        found.entry("data/gone.jsonl")
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"known": {"file_name": "there.jsonl"}}))
+    assert (entry := catalogue("data").entry("known")) is not None
+    assert entry.file_name == "there.jsonl"
+
+
+@pytest.mark.parametrize(("variable", "hub"), [("", "hf"), ("USE_MODELSCOPE_HUB", "ms"), ("USE_OPENMIND_HUB", "om")])
+def test_names_of_a_hub(monkeypatch: pytest.MonkeyPatch, variable: str, hub: str) -> None:
+    for other in ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"):
+        monkeypatch.delenv(other, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    assert (entry := catalogue("ONLINE").entry("somebody/something")) is not None
+    assert (entry.hub, entry.formatting, entry.split) == ((hub, "somebody/something"), "alpaca", "train")
+    assert read_catalogue("REMOTE: somebody/registry", None) is None, "what lies on a hub is read when the run begins"
+    assert findings(dataset="whatever", dataset_dir="REMOTE:somebody/registry") == []
 
 
 def test_ranking_must_fit_the_stage(data_dir: Path) -> None:
@@ -137,6 +193,29 @@ def test_contradictions_of_the_data_keys(data_dir: Path) -> None:
     assert "not given" in told
     (told,) = findings(dataset="sums, sums", dataset_dir=str(data_dir))
     assert "twice" in told
+
+
+def test_mixing_is_checked(data_dir: Path) -> None:
+    base: dict[str, Any] = {"dataset": "sums, names", "dataset_dir": str(data_dir), "mix_strategy": "interleave_over"}
+    assert findings(**base) == findings(**base, interleave_probs="0.7, 0.3") == findings(**base, interleave_probs=[3, 1]) == []
+    (told,) = findings(**(base | {"mix_strategy": "concat"}), interleave_probs=[0.7, 0.3])
+    assert told == "interleave_probs: weighs data sets that are interleaved, but 'mix_strategy' is concat"
+    (told,) = findings(**base, interleave_probs=[1, 2, 3])
+    assert told == "interleave_probs: should have a weight for each of 2 names in 'dataset', found 3"
+    for weights in ([0, 0], [1, -1]):
+        (told,) = findings(**base, interleave_probs=weights)
+        assert "should be weights of 0 or more, not all 0" in told
+    evaluated: dict[str, Any] = base | {"dataset": "sums", "eval_dataset": "sums, names", "interleave_probs": [1, 2, 3]}
+    assert [told.partition(",")[0] for told in findings(**evaluated)] == [
+        "interleave_probs: should have a weight for each of 2 names in 'eval_dataset'"
+    ]
+    assert findings(**evaluated, eval_on_each_dataset=True) == []
+
+
+def test_columns_that_a_stage_does_not_read_are_refused(data_dir: Path) -> None:
+    entries = {"x": {"file_name": str(data_dir / "sums.json"), "columns": {"images": "pictures"}}}
+    (told,) = findings(dataset="x", dataset_dir=entries)
+    assert told == "dataset: names 'x', which has a column for 'images' that this stage does not read; take it out of the columns"
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

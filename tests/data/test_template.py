@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finery.data.jinja import JinjaTemplate
-from finery.data.rows.base import IGNORED
+from finery.data.rows.base import IGNORED, RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.slots import Slots, SlotTemplate
@@ -125,7 +125,7 @@ def test_tokens_and_labels_equal_the_reference(specs: dict[str, Spec], real_samp
     template = SlotTemplate.load(name, tokenizer)
     plain = Plain(specs[name], tokenizer)
     for cutoff_len in (4096, 100, 23):
-        rows = Chat(template, cutoff_len)
+        rows = Chat(template, RowOptions(cutoff_len=cutoff_len))
         for sample in real_samples:
             ids, labels = plain.encode(sample, cutoff_len)
             encoded = rows.encode(sample)
@@ -141,7 +141,7 @@ def test_tokens_with_a_real_vocabulary(specs: dict[str, Spec], real_samples: lis
     template = SlotTemplate.load("qwen", tokenizer)
     plain = Plain(specs["qwen"], tokenizer)
     for sample in real_samples:
-        (row,) = Chat(template, 64).encode(sample).rows
+        (row,) = Chat(template, RowOptions(cutoff_len=64)).encode(sample).rows
         assert (row.ids.tolist(), row.labels.tolist()) == plain.encode(sample, 64)
 
 

@@ -33,6 +33,7 @@ def train(run: Run) -> Path:
     from finery.data.template import load_template
     from finery.models.load import fit_vocabulary, load_model
     from finery.models.tokenizer import load_tokenizer, own_template
+    from finery.training.preparation import prepare
     from finery.training.session import Session
 
     session = Session(run.loop, run.trainer, run.model, run.adapter)  # folder, device, precision, where to start
@@ -42,7 +43,7 @@ def train(run: Run) -> Path:
     template = load_template(run.template, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
     rows = load_rows(run.method.rows, template, run.rows, run.packing)
-    sets = load_sets(run.data, run.packing, session.preparation(rows, run.method, template, tokenizer))
+    sets = load_sets(run.data, run.packing, prepare(run.loop, run.trainer, run.model.download, rows, run.method))
     if not session.has_work:
         return session.keep_tokens(sets, run.data)
     set_seed(run.loop.seed)

@@ -23,7 +23,7 @@ TEXT = ("text", "JSON")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "prompt")
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text")
-EXTRAS = {  # by role of the column: its usual names, and the shapes that it has
+BESIDE = {  # by role of the column: its usual names, and the shapes that it has
     "system": (("system", "system_prompt"), TEXT),
     "history": (("history",), ("pairs",)),
     "tools": (("tools", "functions"), ("list", "dict", "JSON")),
@@ -115,7 +115,7 @@ def _pairs(table: _Table) -> _Guess | None:
     guess = _with_messages(table, asked) if asked else None
     question, value = table.find(QUESTIONS, *TEXT), next(table.values(chosen))
     if isinstance(value, str) and question and not guess:
-        return _Guess("alpaca", _asked(table, question) | answers | _extras(table, "system", "history", "tools", *MEDIA), ranking=True)
+        return _Guess("alpaca", _asked(table, question) | answers | _beside(table, "system", "history", "tools", *MEDIA), ranking=True)
     if isinstance(value, (list, tuple)) and len(value) > 1:
         guess = _with_messages(table, chosen)
         guess.columns["messages"] = None  # both sides begin with the whole conversation
@@ -153,7 +153,7 @@ def _with_messages(table: _Table, column: str, answered_apart: bool = False) -> 
             tags[tag] = seen[0]
     tags = {tag: word for tag, word in tags.items() if getattr(expected, tag) != word}
     columns: dict[str, str | None] = {"messages": column}
-    return _Guess(formatting, columns | _extras(table, "system", "tools", *MEDIA, "kto_tag"), tags)
+    return _Guess(formatting, columns | _beside(table, "system", "tools", *MEDIA, "kto_tag"), tags)
 
 
 def _answers(table: _Table) -> _Guess | None:
@@ -162,7 +162,7 @@ def _answers(table: _Table) -> _Guess | None:
     answer = table.find(ANSWERS, *TEXT)
     if not question or not answer:
         return None
-    return _Guess("alpaca", _asked(table, question) | {"response": answer} | _extras(table, *EXTRAS))
+    return _Guess("alpaca", _asked(table, question) | {"response": answer} | _beside(table, *BESIDE))
 
 
 def _text(table: _Table) -> _Guess | None:
@@ -176,7 +176,7 @@ def _questions(table: _Table) -> _Guess | None:
     question = table.find(QUESTIONS, *TEXT)
     if not question:
         return None
-    columns = _asked(table, question) | {"response": None} | _extras(table, "system", "tools", *MEDIA)
+    columns = _asked(table, question) | {"response": None} | _beside(table, "system", "tools", *MEDIA)
     others = [column for column, shape in table.shapes.items() if shape in TEXT and column not in columns.values()]
     return None if others and question.lower() != "prompt" else _Guess("alpaca", columns)
 
@@ -186,9 +186,9 @@ def _asked(table: _Table, question: str) -> dict[str, str | None]:
     return {"prompt": question, "query": query}
 
 
-def _extras(table: _Table, *roles: str) -> dict[str, str | None]:
+def _beside(table: _Table, *roles: str) -> dict[str, str | None]:
     """Columns beside the conversation."""
-    return {role: column for role in roles if (column := table.find(EXTRAS[role][0], *EXTRAS[role][1]))}
+    return {role: column for role in roles if (column := table.find(BESIDE[role][0], *BESIDE[role][1]))}
 
 
 def _usual(values: Iterator[Any]) -> str:

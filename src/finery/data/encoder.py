@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -61,6 +62,10 @@ class Feed:
             if inside.any():
                 absent[inside] = ~store.has(rows[inside])
         return sources[absent], rows[absent]
+
+
+class _Bad(Encoded):
+    """What a record becomes that is no sample."""
 
 
 class _Shared:
@@ -170,8 +175,7 @@ class Encoder:
 
     def _place(self, number: int) -> str:
         source, row = self.shared.busy[2 * number], self.shared.busy[2 * number + 1]
-        found = self.feeds[0].sources[source]
-        return f"data set {found.name!r}, {found.place(row)}"
+        return self.feeds[0].sources[source].told(row)
 
 
 class _Work:
@@ -192,6 +196,8 @@ class _Work:
     def run(self) -> None:
         """Until told to stop, or the parent is gone."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+        gc.freeze()  # what was there before the fork is not looked at again, nor copied for that
+        gc.set_threshold(50_000, 20, 100)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             while not self.shared.stop.value and os.getppid() == self.parent:
@@ -223,7 +229,7 @@ class _Work:
     def _encode(self, feed: Feed, sources: np.ndarray, rows: np.ndarray) -> None:
         for source in np.unique(sources).tolist():
             records = rows[sources == source].tolist()
-            encoded = [self._one(feed.sources[source], source, record) for record in records]
+            encoded = self._all(feed.sources[source], source, records)
             if id(feed.stores[source]) not in self.writers:
                 self.writers[id(feed.stores[source])] = StoreWriter(feed.stores[source])
             self.writers[id(feed.stores[source])].put(records, encoded)
@@ -232,14 +238,20 @@ class _Work:
                     self._note(source, record, one.reason)
             self.shared.done[self.number] += len(records)
 
-    def _one(self, source: Source, number: int, row: int) -> Encoded:
+    def _all(self, source: Source, number: int, records: list[int]) -> list[Encoded]:
+        drafts = [self._one(source, number, record) for record in records]
+        made = iter(self.rows.finish([draft for draft in drafts if not isinstance(draft, _Bad)]))
+        return [draft if isinstance(draft, _Bad) else next(made) for draft in drafts]
+
+    def _one(self, source: Source, number: int, row: int) -> Any:
+        """The draft of a record, or why it is none."""
         self.shared.busy[2 * self.number], self.shared.busy[2 * self.number + 1] = number, row
         try:
-            return self.rows.encode(source.sample(row))
+            return self.rows.draft(source.sample(row))
         except BadRecord as error:
-            return Encoded((), str(error))
+            return _Bad((), str(error))
         except UserError as error:
-            raise UserError(*(f"data set {source.name!r}, {source.place(row)}: {line}" for line in error.complaints)) from None
+            raise UserError(*(f"{source.told(row)}: {line}" for line in error.complaints)) from None
 
     def _note(self, source: int, record: int, reason: str) -> None:
         if (source, reason) not in self.noted and len(self.noted) < MOST_TOLD:
@@ -248,7 +260,7 @@ class _Work:
 
     def _place(self) -> str:
         source = self.feeds[0].sources[self.shared.busy[2 * self.number]]
-        return f"data set {source.name!r}, {source.place(self.shared.busy[2 * self.number + 1])},"
+        return source.told(self.shared.busy[2 * self.number + 1])
 
     def _told(self, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -60,6 +60,13 @@ class JinjaTemplate(Template):
         self._reads_thoughts = self._find_thoughts()
         self.stop_ids = frozenset([*self._ending.marks[-1:], *self._call_ending.marks[-1:], *self._eos])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plain_render": None}  # compiled code does not travel
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._plain_render = compiled_chat_template(self.tokenizer)
+
     @property
     def jinja(self) -> str | None:
         """The tokenizer's own; nothing where it has several, which are then saved as they are."""

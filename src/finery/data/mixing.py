@@ -121,7 +121,7 @@ def _draw(sizes: NDArray[np.int64], probs: NDArray[np.float64], strategy: str, s
     for source, size in enumerate(sizes):
         places = np.flatnonzero(drawn == source)
         nth[places] = np.arange(len(places))
-        if weights[source] > 0:
+        if weights[source] > 0 and len(places) >= size:  # one that is used up ends `interleave_under`, others need not be
             full.append(int(places[size - 1]))
     if strategy == "interleave_once":
         keep = nth < sizes[drawn]

@@ -82,19 +82,20 @@ def best_fit(lengths: NDArray[np.int32], capacity: int) -> Places:
                 space = size + int(fitting[0])
                 packs = np.concatenate(room.pop(space))
                 open_rooms[space] = False
-                chosen, rest = packs[: len(left)], packs[len(left) :]
-                if len(rest):
-                    room[space], open_rooms[space] = [rest], True
             else:
-                each = max(capacity // size, 1)
-                chosen = np.arange(num_packs, num_packs + -(-len(left) // each), dtype=np.int64)
-                num_packs += len(chosen)
                 space = max(capacity, size)
-            placed, left = left[: len(chosen)], left[len(chosen) :]
-            result[placed] = chosen
-            if space - size > 0:
-                room.setdefault(space - size, []).append(chosen)
-                open_rooms[space - size] = True
+                packs = np.arange(num_packs, num_packs + -(-len(left) // (space // size)), dtype=np.int64)
+                num_packs += len(packs)
+            each = space // size  # one pack is filled before the next
+            num_full, rest = divmod(min(len(left), each * len(packs)), each)
+            num_used = num_full + (rest > 0)
+            placed, left = left[: num_full * each + rest], left[num_full * each + rest :]
+            result[placed] = np.repeat(packs[:num_used], each)[: len(placed)]
+            rooms = ((space - each * size, packs[:num_full]), (space - rest * size, packs[num_full:num_used]), (space, packs[num_used:]))
+            for free, some in rooms:
+                if free > 0 and len(some):
+                    room.setdefault(free, []).append(some)
+                    open_rooms[free] = True
     return _renumbered(result)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finery.data.formats import FORMATS
 from finery.data.formats.base import Columns, Tags
+from finery.data.tables import TABLES
 from finery.errors import UserError, nearest, suggestion
 from finery.hub import active_hub, fetch
 from finery.options import one_of, shown
@@ -158,6 +159,8 @@ def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _looks_like_path(name: str) -> bool:
+    if {ending[1:] for ending in Path(name).suffixes} & set(TABLES.names()):
+        return True
     return bool(re.search(r"[/\\*?]|\.\w+$", name)) and not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
 
 

@@ -16,9 +16,11 @@ from finery.data.encoder import LOOKAHEAD, Encoder
 from finery.data.mixing import Part
 from finery.data.order import Places
 from finery.data.packing import Packs
-from finery.data.rows.base import Row, Rows
+from finery.data.rows.base import Encoded, Row, Rows
+from finery.data.sample import BadRecord
 from finery.data.sources import Source
 from finery.data.store import ENTRY, TokenStore
+from finery.errors import UserError
 
 _PIECE = 1 << 16
 """So many entries are looked at a time, where all are looked at."""
@@ -49,9 +51,18 @@ class SampleSet:
         if self.encoder is not None:
             self.encoder.wait(store, record)
         rows = store.read(record)
-        if rows is None:  # never encoded, or damaged on the disk
-            rows = list(self.rows.encode(self.sources[source].sample(record)).rows)
-        return rows
+        # never encoded, or damaged on the disk
+        return list(self.encode_now(place).rows) if rows is None else rows
+
+    def encode_now(self, place: int) -> Encoded:
+        """A sample as the encoder's processes make it, made here."""
+        source, record = self.locate(place)
+        try:
+            return self.rows.encode(self.sources[source].sample(record))
+        except BadRecord as error:
+            return Encoded((), str(error))
+        except UserError as error:
+            raise UserError(*(f"{self.sources[source].told(record)}: {line}" for line in error.complaints)) from None
 
     def locate(self, place: int) -> tuple[int, int]:
         """The data set of a sample, and its record there."""
@@ -141,6 +152,11 @@ class PackedSet:
     def __getitem__(self, unit: int) -> list[Row]:
         rows = [self.samples.of_sample(int(sample))[int(number)] for sample, number in self.packs[unit]]
         return [joined(rows)] if self.joined else rows
+
+    def packs_of(self, sample: int) -> list[int]:
+        """The packs that hold rows of a sample."""
+        places = np.flatnonzero(self.packs.members[:, 0] == sample)
+        return np.unique(np.searchsorted(self.packs.ends, places, side="right")).tolist()
 
     def begin(self, place: int) -> None:
         """Everything is encoded."""

@@ -1,6 +1,7 @@
 """Named templates: pieces of text from a data file, tokenised piece by piece in training and serving alike."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -154,7 +155,7 @@ _KEY = "['content']"
 
 
 def _joined(parts: list[list[int]]) -> list[int]:
-    return [id for part in parts for id in part]
+    return parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
 
 
 def _special(piece: str) -> str | None:

@@ -47,7 +47,7 @@ class Source:
     @cached_property
     def format(self) -> Format:
         """What reads its records."""
-        return FORMATS[self.entry.formatting](self.entry.columns, self.entry.tags)
+        return FORMATS[self.entry.formatting](self.entry.columns, self.entry.tags, self.entry.ranking)
 
     def record(self, row: int) -> Any:
         """A record as it is in the file; raises `BadRecord`."""
@@ -67,6 +67,10 @@ class Source:
         table, inner = self._find(row)
         line = table.line(inner)
         return f"{table.told_as.name} row {inner}" + (f" (line {line})" if line and line != inner + 1 else "")
+
+    def told(self, row: int) -> str:
+        """`place` with the data set's name before it."""
+        return f"data set {self.name!r}, {self.place(row)}"
 
     def file_row(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""

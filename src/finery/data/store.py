@@ -143,9 +143,8 @@ class StoreWriter:
         for place, one in enumerate(encoded):
             words = _to_words(one)
             ids = sum(len(row.ids) for row in one.rows)
-            supervised = sum(row.num_supervised for row in one.rows)
             hashed = xxhash.xxh3_64_intdigest(words)
-            facts = (ids, supervised, one.num_cut, len(one.rows), int(one.cut), 0)
+            facts = (ids, one.num_supervised, one.num_cut, len(one.rows), int(one.cut), 0)
             entries[place] = (offset, hashed, self._number, len(words) // 4, *facts)
             pieces.append(words)
             offset += len(words)

@@ -38,6 +38,11 @@ class Turn:
     tail: tuple[int, ...] = ()
     learn: bool = True  # unless the data say that this answer is only read
 
+    @property
+    def size(self) -> int:
+        """Tokens of all three."""
+        return len(self.source) + len(self.target) + len(self.tail)
+
 
 class Template(ABC):
     """Turns conversations into tokens, the same for training and for serving."""

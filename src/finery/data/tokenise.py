@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from finery.log import get_logger
@@ -30,7 +31,7 @@ class Tokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        self._kept: dict[str, list[int]] = {}
+        self._kept: dict[str, list[int]] = {"": []}
         self._unproved = _NUM_PROVED
         self._cut: re.Pattern[str] | None = None
         if self._backend is not None:
@@ -43,27 +44,26 @@ class Tokeniser:
         if self._backend is None:
             return [self._plain(text) for text in texts]
         if self._cut is None:
-            return self._encode(texts)
-        pieces = [[piece for piece in self._cut.split(text) if piece] for text in texts]
-        known = self._known(piece for each in pieces for piece in each)
-        found = [[id for piece in each for id in known[piece]] for each in pieces]
+            return self._encode(list(texts))
+        pieces = [self._cut.split(text) for text in texts]
+        missing = list(dict.fromkeys(piece for each in pieces for piece in each if piece not in self._kept))
+        new = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
+        found = [self._join(each, new) for each in pieces]
+        if len(self._kept) < _MOST_KEPT:
+            self._kept.update((piece, ids) for piece, ids in new.items() if len(piece) <= _SHORT)
         return self._prove(texts, found) if self._unproved else found
+
+    def _join(self, pieces: list[str], new: dict[str, list[int]]) -> list[int]:
+        if len(pieces) == 1:
+            return list(new[pieces[0]] if pieces[0] in new else self._kept[pieces[0]])
+        return list(chain.from_iterable(new[piece] if piece in new else self._kept[piece] for piece in pieces))
 
     def one(self, text: str) -> list[int]:
         """The ids of one text."""
         return self.ids([text])[0]
 
-    def _known(self, pieces: Iterable[str]) -> dict[str, list[int]]:
-        wanted = dict.fromkeys(pieces)
-        missing = [piece for piece in wanted if piece not in self._kept]
-        new = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
-        known = {piece: new[piece] if piece in new else self._kept[piece] for piece in wanted}
-        if len(self._kept) < _MOST_KEPT:
-            self._kept.update((piece, ids) for piece, ids in new.items() if len(piece) <= _SHORT)
-        return known
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ class Tokeniser:
         plain = [self._plain(text) for text in texts]
         if plain != found:
             log.warning("this tokenizer treats a text otherwise than its pieces: texts are tokenised whole, which takes longer")
-            self._cut, self._kept, self._unproved = None, {}, 0
+            self._cut, self._unproved = None, 0
         return plain
 
     def _find_cut(self) -> re.Pattern[str] | None:

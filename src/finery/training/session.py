@@ -1,8 +1,6 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,11 +10,11 @@ import torch
 
 from finery.compat import is_first
 from finery.data import ledger
-from finery.data.load import DataOptions, Preparation, Sets
+from finery.data.load import DataOptions, Sets
 from finery.data.rows.base import Rows
 from finery.data.template import Template, first_difference
 from finery.errors import UserError
-from finery.files import digest, usual_modes
+from finery.files import usual_modes
 from finery.log import get_logger
 from finery.methods.base import Method
 from finery.models.adapters.base import Adapter, set_trainable
@@ -87,11 +85,6 @@ class Session:
             told = "template %r is tokenised piece by piece; programs that read the saved chat template whole see other tokens: %s"
             log.warning(told, asked, seam)
 
-    def token_key(self, template: Template, tokenizer: Any) -> str:
-        """A digest of what turns text into tokens: vocabulary, rules and template."""
-        rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-        return digest(rules, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
-
     def set_formats(self, model: Any) -> Any:
         """Trained weights in their format, norms in fp32 where asked; says how much is trained."""
         set_trainable(model, self.precision.trained)
@@ -106,21 +99,6 @@ class Session:
     def has_work(self) -> bool:
         """Whether anything is trained or evaluated; data may be encoded alone."""
         return self.loop.do_train or self.loop.do_eval
-
-    def preparation(self, rows: Rows, method: Method, template: Template, tokenizer: Any) -> Preparation:
-        """What loading the data needs of this run."""
-        loop = self.loop
-        data_seed = self.rest.get("data_seed")
-        return Preparation(
-            rows=rows,
-            method=method,
-            key=self.token_key(template, tokenizer),
-            seed=loop.seed,
-            download=self.model.download,
-            sampling="sequential" if loop.disable_shuffling else loop.train_sampling_strategy,
-            order_seed=loop.seed if data_seed is None else data_seed,
-            step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1")),
-        )
 
     def keep_tokens(self, sets: Sets, data: DataOptions) -> Path:
         """Nothing is trained: the encoded data are all that was asked for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -43,8 +42,8 @@ class RowOptions(OptionGroup):
                 yield Finding(key, f"belongs to supervised training; this stage learns from rows of another kind ({run.method.rows})")
 
 
-class Cut(IntFlag):
-    """What a cut took beside text, and what else the ledger counts of a sample."""
+class Cut:
+    """Flags: what a cut took beside text, and what else the ledger counts of a sample."""
 
     NOTHING = 0
     END_LOST = 1  # an answer without its end: the model does not see where to stop
@@ -73,7 +72,8 @@ class Encoded:
     rows: tuple[Row, ...]
     reason: str = ""
     num_cut: int = 0
-    cut: Cut = Cut.NOTHING
+    cut: int = Cut.NOTHING
+    num_supervised: int = 0
 
 
 class Rows(ABC):
@@ -88,8 +88,16 @@ class Rows(ABC):
         self.whole = whole
 
     @abstractmethod
+    def draft(self, sample: Sample) -> Any:
+        """What a sample becomes, as far as that is told from it alone; raises `UserError` only where `truncation: error` asks for it."""
+
+    @abstractmethod
+    def finish(self, drafts: Sequence[Any]) -> list[Encoded]:
+        """The rest, for many samples at once, since that costs less."""
+
     def encode(self, sample: Sample) -> Encoded:
-        """All rows that a sample yields; raises `UserError` only where `truncation: error` asks for it."""
+        """All rows that a sample yields, or why there are none."""
+        return self.finish([self.draft(sample)])[0]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from finery.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["Chat"]
 
@@ -22,30 +24,48 @@ __all__ = ["Chat"]
 class Chat(Rows):
     """One row per conversation, or one per turn where the template rewrites history."""
 
-    def encode(self, sample: Sample) -> Encoded:
-        """Cut to `cutoff_len` as `truncation` says."""
+    def draft(self, sample: Sample) -> _Draft:
+        """The pieces of a sample, cut to `cutoff_len` as `truncation` says."""
         if sample.unanswered:
-            return Encoded((), sample.unanswered)
+            return _Draft((), sample.unanswered)
         try:
             conversations = self.template.encode(sample)
         except BadRecord as error:
-            return Encoded((), str(error))
+            return _Draft((), str(error))
         if self.options.mask_history:
             conversations = conversations[-1:]  # where each answer is a row of its own, the last one
-        rows, num_cut, lost = [], 0, Cut.TRAILING if sample.trailing else Cut.NOTHING
-        for turns in conversations:
-            for piece in self._pieces(turns):
+        longest = max(sum(turn.size for turn in turns) for turns in conversations)
+        pieces = [piece for turns in conversations for piece in self._pieces(turns)]
+        return _Draft(pieces, "", longest, Cut.TRAILING if sample.trailing else Cut.NOTHING)
+
+    def finish(self, drafts: Sequence[_Draft]) -> list[Encoded]:
+        """Arrays for all pieces together, of which each row has its part."""
+        pieces = [piece for draft in drafts for piece in draft.pieces if piece.ids]
+        ids = np.asarray(list(chain.from_iterable(piece.ids for piece in pieces)), np.int32)
+        sizes = np.asarray([len(piece.ids) for piece in pieces], np.int64)
+        starts = np.cumsum(sizes) - sizes
+        labels = _labels(pieces, starts, ids)
+        learnt = labels != IGNORED
+        learnt[starts] = False  # the first token of a row is never predicted
+        counts = iter(np.add.reduceat(learnt, starts, dtype=np.int64).tolist() if len(pieces) else ())
+        places = iter(zip(starts.tolist(), (starts + sizes).tolist(), strict=True))
+        found = []
+        for draft in drafts:
+            rows, num_cut, num_supervised, lost = [], 0, 0, draft.lost
+            for piece in draft.pieces:
                 num_cut += piece.num_cut
-                row = piece.row()
-                if row.num_supervised:
-                    rows.append(row)
+                if not piece.ids:
+                    continue
+                (start, end), supervised = next(places), next(counts)
+                if supervised:
+                    rows.append(Row(ids[start:end], labels[start:end]))
+                    num_supervised += supervised
                     lost |= piece.lost
                 else:
-                    num_cut += len(row.ids)
-        if not rows:
-            longest = max(sum(map(len, (turn.source, turn.target, turn.tail))) for turns in conversations for turn in turns)
-            return Encoded((), self._why_nothing(longest), num_cut, lost)
-        return Encoded(tuple(rows), num_cut=num_cut, cut=lost)
+                    num_cut += end - start
+            reason = draft.reason if rows or draft.reason else self._why_nothing(draft.longest)
+            found.append(Encoded(tuple(rows), reason, num_cut, lost, num_supervised))
+        return found
 
     def _why_nothing(self, longest: int) -> str:
         if longest <= self.options.cutoff_len:
@@ -57,13 +77,13 @@ class Chat(Rows):
     def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
         """The parts of a conversation that become rows, or none that do."""
         options, learnt = self.options, self._learnt(turns)
-        if options.truncation == "proportional":
+        size = sum(turn.size for turn in turns) + (self.template.late_end is not None)
+        if size > options.cutoff_len and options.truncation == "proportional":
             return [self._shortened(turns, learnt)]
         whole = _Piece(self.template.late_end)
         for turn, learn in zip(turns, learnt, strict=True):
             whole.add(turn.source, turn.target, turn.tail, learn, options.train_on_prompt)
         whole.close()
-        size = len(whole.ids)
         if size <= options.cutoff_len:
             return [whole]
         if options.truncation == "error":
@@ -111,6 +131,31 @@ class Chat(Rows):
         return pad(rows)
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """What a sample becomes before its arrays are made."""
+
+    pieces: Sequence[_Piece]
+    reason: str = ""
+    longest: int = 0  # tokens of its longest conversation, uncut
+    lost: int = Cut.NOTHING
+
+
+def _labels(pieces: Sequence[_Piece], starts: NDArray[np.int64], ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The labels of pieces laid end to end: ids in the spans that are learnt, and end tokens where they are learnt late."""
+    spans = [(at + start, at + end) for piece, at in zip(pieces, starts.tolist(), strict=True) for start, end in piece.spans]
+    steps = np.zeros(len(ids) + 1, np.int8)
+    if spans:
+        bounds = np.asarray(spans, np.int64)
+        np.add.at(steps, bounds[:, 0], 1)
+        np.subtract.at(steps, bounds[:, 1], 1)
+    labels = np.where(np.cumsum(steps[:-1], dtype=np.int8) > 0, ids, np.int32(IGNORED))
+    for piece, at in zip(pieces, starts.tolist(), strict=True):
+        for end in piece.ends:
+            labels[at + end] = piece.late_end
+    return labels
+
+
 @dataclass
 class _Piece:
     """A row while it grows: its tokens, and which spans of them are learnt.
@@ -125,7 +170,7 @@ class _Piece:
     ends: list[int] = field(default_factory=list)  # places where the end token is learnt though another stands there
     due: bool = False  # an answer was learnt whose end is still to come
     num_cut: int = 0
-    lost: Cut = Cut.NOTHING
+    lost: int = Cut.NOTHING
 
     def add(self, source: Sequence[int], target: Sequence[int], tail: Sequence[int], learn: bool, learn_source: bool) -> None:
         """One turn."""
@@ -151,15 +196,6 @@ class _Piece:
     def _learn(self, start: int, end: int) -> None:
         if start < end:
             self.spans.append((start, end))
-
-    def row(self) -> Row:
-        """As arrays."""
-        ids = np.asarray(self.ids, np.int32)
-        labels = np.full(len(ids), IGNORED, np.int32)
-        for start, end in self.spans:
-            labels[start:end] = ids[start:end]
-        labels[self.ends] = self.late_end if self.late_end is not None else IGNORED
-        return Row(ids, labels)
 
     def cut(self, how: str, most: int) -> list[_Piece]:
         """What `keep_start`, `keep_end`, `split` or `drop` leave of a row that is too long; `num_cut` is what they take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ class Text(Rows):
 
     answers = False
 
-    def encode(self, sample: Sample) -> Encoded:
+    def draft(self, sample: Sample) -> Encoded:
         """One row, or several where a long text is split; whole where the set is packed into blocks."""
         text = sample.messages[0].content
         if not text:
@@ -41,6 +42,10 @@ class Text(Rows):
             return Encoded(tuple(Row(part, part) for part in kept), num_cut=len(ids) - sum(map(len, kept)))
         part = ids[-most:] if how == "keep_end" else ids[:most]
         return Encoded((Row(part, part),), num_cut=len(ids) - most, cut=Cut.HEADER_LOST if how == "keep_end" else Cut.END_LOST)
+
+    def finish(self, drafts: Sequence[Encoded]) -> list[Encoded]:
+        """Count what is learnt."""
+        return [replace(one, num_supervised=sum(row.num_supervised for row in one.rows)) for one in drafts]
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Padded on the right, see `pad`."""

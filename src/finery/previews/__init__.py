@@ -1,0 +1,1 @@
+"""The rows and steps of a run, shown as they are trained on."""

@@ -1,0 +1,36 @@
+"""What loading the data needs to know of the loop, the tokenizer and the template."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from finery.data.load import Preparation
+from finery.data.rows.base import Rows
+from finery.files import digest
+from finery.methods.base import Method
+from finery.training.arguments import LoopOptions
+
+
+def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, Any], rows: Rows, method: Method) -> Preparation:
+    """`rest` holds the keys that are handed to the trainer, `download` what the hubs are asked with."""
+    data_seed = rest.get("data_seed")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return Preparation(
+        rows=rows,
+        method=method,
+        key=token_key(rows),
+        seed=loop.seed,
+        download=download,
+        sampling="sequential" if loop.disable_shuffling else loop.train_sampling_strategy,
+        order_seed=loop.seed if data_seed is None else data_seed,
+        step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * ranks,
+    )
+
+
+def token_key(rows: Rows) -> str:
+    """A digest of what turns text into tokens: vocabulary, rules and template."""
+    template = rows.template
+    tokenizer: Any = template.tokenizer
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return digest(rules, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
