@@ -13,6 +13,7 @@ with keys of the peer's YAML (dataset, dataset_dir, template, cutoff_len, mask_h
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ REWRITTEN = "detailed thinking off"
 """What the peer's format `openai` makes of, or adds to, every system text."""
 
 
-def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float]:
-    """The peer's encoded training set, and the seconds of its tokenising step alone."""
+def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float, float]:
+    """The peer's encoded training set, and the seconds and processor seconds (its workers' too) of its tokenising step alone."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer, loader
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
@@ -41,9 +42,9 @@ def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float]:
     tokenise, seconds = loader._get_preprocessed_dataset, []
 
     def timed(*args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), sum(os.times()[:4])
         found = tokenise(*args, **options)
-        seconds.append(time.perf_counter() - began)
+        seconds.extend((time.perf_counter() - began, sum(os.times()[:4]) - busy))
         return found
 
     loader._get_preprocessed_dataset = timed
@@ -52,7 +53,7 @@ def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float]:
             train = get_dataset(template, model_args, data_args, training_args, stage="sft", **module)["train_dataset"]
     finally:
         loader._get_preprocessed_dataset = tokenise
-    return train, seconds[0]
+    return train, seconds[0], seconds[1]
 
 
 def write(train: Any, path: Path) -> list[Pair]:
@@ -114,8 +115,9 @@ def main(words: list[str]) -> None:
     if command == "golden":
         golden(model, first, out)
         return
-    train, seconds = encode(model, json.loads(first.read_text(encoding="utf-8")))
-    print(json.dumps({"rows": len(write(train, out)), "seconds": round(seconds, 3), "rows_per_second": round(len(train) / seconds, 1)}))
+    train, seconds, busy = encode(model, json.loads(first.read_text(encoding="utf-8")))
+    facts = {"rows": len(write(train, out)), "seconds": round(seconds, 3), "processor_seconds": round(busy, 3)}
+    print(json.dumps({**facts, "rows_per_second": round(len(train) / seconds, 1)}))
 
 
 if __name__ == "__main__":

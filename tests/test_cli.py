@@ -85,7 +85,7 @@ def test_a_file_and_every_form_of_override(tmp_path: Path) -> None:
     assert run.adapter.options.lora_rank == 16
     assert run.adapter.options.lora_alpha == 8
     assert run.adapter.options.lora_target == ("q_proj", "v_proj")
-    assert (run.data.cutoff_len, run.loop.max_steps, run.loop.bf16) == (64, -1, True)
+    assert (run.rows.cutoff_len, run.loop.max_steps, run.loop.bf16) == (64, -1, True)
     assert run.data.placeholders == {"name": "Ada"}
     assert run.source("learning_rate") == f"{path}:2"
     assert run.source("lora_rank") == "command line"

@@ -11,7 +11,7 @@ import torch
 from finery.data.formats import FORMATS
 from finery.data.formats.base import Columns, Tags
 from finery.data.rows import ROWS
-from finery.data.rows.base import IGNORED, Row
+from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import TemplateOptions, load_template, template_names
 from finery.engines import ENGINES
@@ -66,7 +66,7 @@ def test_a_format_refuses_with_a_reason(name: str, record: dict[str, Any]) -> No
 @pytest.mark.parametrize("template", [None, *template_names()])
 def test_rows_keep_their_promises(name: str, template: str | None, tokenizer: Any) -> None:
     for cutoff in (5, 30, 500):
-        rows = ROWS[name](load_template(TemplateOptions(template=template), tokenizer), cutoff)
+        rows = ROWS[name](load_template(TemplateOptions(template=template), tokenizer), RowOptions(cutoff_len=cutoff))
         encoded = rows.encode(SAMPLE)
         assert bool(encoded.rows) != bool(encoded.reason)
         assert all(len(row.ids) == len(row.labels) <= cutoff for row in encoded.rows)
@@ -80,7 +80,7 @@ def test_rows_keep_their_promises(name: str, template: str | None, tokenizer: An
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_loss_is_a_sum_with_its_weight(name: str, tiny_model: Path, tokenizer: Any) -> None:
     method = METHODS[name](METHODS[name].Options())
-    rows = ROWS[method.rows](load_template(TemplateOptions(), tokenizer), 500)
+    rows = ROWS[method.rows](load_template(TemplateOptions(), tokenizer), RowOptions(cutoff_len=500))
     encoded = list(rows.encode(SAMPLE).rows)
     model = load_model(tiny_model, torch.float32, False).eval()
     with torch.no_grad():

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from finery.commands.train import train
-from finery.data.encoding import EncodedSet
-from finery.data.rows.base import IGNORED, Row
+from finery.data.order import Sequential, Shuffled
+from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.rows.chat import Chat
 from finery.methods.sft import SFT
 from finery.run import Run
@@ -26,7 +26,23 @@ from finery.training.trainer import Trainer
 Build = Callable[..., Trainer]
 
 
-def make_units(count: int = 12) -> EncodedSet:
+class Units(list[list[Row]]):
+    """Units in memory; whoever deals them tells where it is."""
+
+    def __init__(self, units: Sequence[list[Row]]) -> None:
+        super().__init__(units)
+        self.told: list[tuple[int, ...]] = []
+
+    def begin(self, place: int) -> None:
+        """The loop begins here."""
+        self.told.append((place,))
+
+    def advance(self, place: int, num_ahead: int) -> None:
+        """The loop is here, and takes so many next."""
+        self.told.append((place, num_ahead))
+
+
+def make_units(count: int = 12) -> Units:
     """Units of one row, some of two and some of none, lengths 2 to 40, a third of the tokens not learnt."""
     dice = np.random.default_rng(7)
     units = []
@@ -37,7 +53,7 @@ def make_units(count: int = 12) -> EncodedSet:
             labels = np.where(dice.random(len(ids)) < 0.66, ids, IGNORED).astype(np.int32)
             rows.append(Row(ids, labels))
         units.append(rows)
-    return EncodedSet.of(units)
+    return Units(units)
 
 
 @pytest.fixture
@@ -45,17 +61,17 @@ def build(tiny_model: Path, tmp_path: Path) -> Build:
     """A trainer on fresh copies of the tiny model."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    def make(units: EncodedSet, step_size: int = 4, budget: int = 1000, eval_batch: int = 2, **changes: Any) -> Trainer:
+    def make(units: Units, step_size: int = 4, budget: int = 1000, eval_batch: int = 2, **changes: Any) -> Trainer:
         arguments = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
             per_device_eval_batch_size=eval_batch, logging_nan_inf_filter=False, save_strategy="no", logging_steps=1, **changes,
         )  # fmt: skip
         return Trainer(
             method=SFT(SFT.Options()),
-            rows=Chat(None, 64),  # type: ignore[arg-type]  # collates, and encodes nothing here
+            rows=Chat(None, RowOptions(cutoff_len=64)),  # type: ignore[arg-type]  # collates, and encodes nothing here
             step_size=step_size,
             token_budget=budget,
-            shuffle=False,
+            order=Sequential(len(units)),
             save_beside=lambda folder: None,
             model=AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32),
             args=arguments,
@@ -172,22 +188,39 @@ def test_training_loss_shows_nan_as_nan(build: Build) -> None:
 
 @pytest.mark.parametrize(("samples", "batch", "ranks"), [(10, 2, 1), (11, 2, 2), (7, 3, 3), (1, 4, 2), (24, 4, 3)])
 def test_the_sampler_deals_every_sample_once(samples: int, batch: int, ranks: int) -> None:
-    samplers = [StepSampler(samples, batch, shuffle=True, seed=3, rank=rank, num_ranks=ranks) for rank in range(ranks)]
+    order = Shuffled(samples, 3)
+    samplers = [StepSampler(order, batch, rank=rank, num_ranks=ranks) for rank in range(ranks)]
     lists = [list(sampler) for sampler in samplers]
     assert {len(steps) for steps in lists} == {-(-samples // (batch * ranks))} == {len(samplers[0])}
     assert sorted(unit for steps in lists for step in steps for unit in step) == list(range(samples))
-    alone = list(StepSampler(samples, batch * ranks, shuffle=True, seed=3))
+    alone = list(StepSampler(order, batch * ranks))
     assert [sorted(step) for step in alone] == [sorted(unit for steps in lists for unit in steps[at]) for at in range(len(alone))]
+    whole = [step for step in alone if len(step) == batch * ranks]
+    assert list(StepSampler(order, batch * ranks, drop_last=True)) == whole
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    sampler = StepSampler(20, 4, shuffle=True, seed=1)
+    sampler = StepSampler(Shuffled(20, 1), 4)
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
-    assert list(StepSampler(20, 4, shuffle=True, seed=2)) != first
-    assert [unit for step in StepSampler(20, 4, shuffle=False) for unit in step] == list(range(20))
+    assert list(StepSampler(Shuffled(20, 2), 4)) != first
+    assert [unit for step in StepSampler(Sequential(20), 4) for unit in step] == list(range(20))
+
+
+def test_whoever_prepares_samples_is_told_where_the_loop_is() -> None:
+    """Places count through all epochs; a resumed run begins where it goes on, and its steps are those of a run that never stopped."""
+    units = Units([[]] * 10)
+    sampler = StepSampler(Shuffled(10, 1), 2, watcher=units, num_ranks=2)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    assert units.told == [(20,), (20, 4), (24, 4), (28, 4)]
+    units.told.clear()
+    sampler.skipped = 2
+    assert list(sampler) == [[], [], whole[2]]
+    assert units.told == [(28,), (28, 4)]
+    assert list(sampler) == whole, "only one epoch is entered in the middle"
 
 
 def in_two_processes(given: dict[str, Any]) -> subprocess.CompletedProcess[str]:

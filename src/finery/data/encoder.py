@@ -213,13 +213,14 @@ class _Work:
     def _turn(self, number: int) -> bool:
         """Encode one chunk of a feed, if one is wanted."""
         feed, size = self.feeds[number], len(self.feeds[number].part)
-        first = self.shared.begin[number] // CHUNK
+        begin = self.shared.begin[number]
+        first = begin // CHUNK
         chunk = max(self.next[number], first + (self.number - first) % self.count)
         start = chunk * CHUNK
-        if start >= self.shared.wanted[number]:
+        if start >= min(self.shared.wanted[number], begin + size):  # once around, and every sample is some process's
             return False
         self.next[number] = chunk + self.count
-        stop = start + CHUNK
+        stop = min(start + CHUNK, begin + size)
         while start < stop:  # a chunk may reach into the next epoch
             end = min(stop, (start // size + 1) * size)
             self._encode(feed, *feed.missing(start, end))

@@ -185,13 +185,14 @@ def open_table(path: Path, anew: bool, taken: dict[Path, str]) -> Table:
     if path.suffix in PACKED:
         unpacked = made_once(f"{content}.unpacked", lambda beside: _unpack(path, beside / f"records.{kind}"))
         inner = unpacked / f"records.{kind}"
-        return _open(inner, _sniffed(inner, kind), content, path)
-    return _open(path, _sniffed(path, kind), content, path)
+        return _open(inner, kind, content, path)
+    return _open(path, kind, content, path)
 
 
 def _open(path: Path, kind: str, content: str, told_as: Path) -> Table:
-    table = TABLES[kind]
     try:
+        kind = _sniffed(path, kind)
+        table = TABLES[kind]
         made = made_once(f"{content}.{kind}", lambda beside: table.build(path, beside))
     except UserError as error:
         raise UserError(*(line.replace(str(path), str(told_as)) for line in error.complaints)) from None
@@ -220,7 +221,9 @@ def _check_lines(path: Path, head: bytes) -> None:
 
     first, end, _ = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
     try:
-        json.loads(first)
+        json.loads(first.decode("latin-1"))  # another encoding than UTF-8 is told where the line is read
+    except RecursionError:
+        return
     except ValueError:
         if end:
             raise UserError(f"{path} holds one JSON object; it should hold a list of records, or one record a line") from None

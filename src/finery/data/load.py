@@ -169,7 +169,7 @@ def load_rows(kind: str, template: Template, options: RowOptions, packing: Packi
     from finery.data.rows import ROWS
 
     rows = ROWS[kind]
-    return rows(template, options, whole=packing.packs(rows.answers))
+    return rows(template, options, whole=not rows.answers and packing.packs(False))
 
 
 @dataclass

@@ -115,11 +115,10 @@ class SampleSet:
             counts = found["num_rows"].astype(np.int64)
             place = np.repeat(np.arange(start, start + len(found)), counts)
             size = np.repeat(found["num_ids"], counts)
-            first = np.repeat(np.cumsum(counts) - counts, counts)
-            number = (np.arange(len(place)) - first).astype(np.int32)
-            for unit in np.flatnonzero(counts > 1):  # few: their rows have lengths of their own
-                begin = int(counts[:unit].sum())
-                size[begin : begin + counts[unit]] = [len(row.ids) for row in self.of_sample(start + int(unit))]
+            firsts = np.cumsum(counts) - counts
+            number = (np.arange(len(place)) - np.repeat(firsts, counts)).astype(np.int32)
+            for unit in np.flatnonzero(counts > 1):  # their rows have lengths of their own
+                size[firsts[unit] : firsts[unit] + counts[unit]] = [len(row.ids) for row in self.of_sample(start + int(unit))]
             samples.append(place)
             numbers.append(number)
             lengths.append(size)

@@ -15,7 +15,7 @@ from finery.data.content import identify
 from finery.data.detect import detect
 from finery.data.files import find_files, local_files, open_table
 from finery.data.formats import FORMATS
-from finery.data.formats.base import Format
+from finery.data.formats.base import Format, kind_of
 from finery.data.registry import Catalogue, DatasetEntry, unknown_keys
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.tables.base import Table
@@ -26,6 +26,8 @@ log = get_logger(__name__)
 
 NUM_LOOKED_AT = 100
 """Records from which a format is told, and columns are missed."""
+WORDS = ("name", "author")
+"""What well-known data sets leave to be filled in by `placeholders`."""
 
 
 @dataclass
@@ -51,20 +53,23 @@ class Source:
 
     def record(self, row: int) -> Any:
         """A record as it is in the file; raises `BadRecord`."""
-        table, inner = self._find(row)
+        table, inner = self.find(row)
         return table[inner]
 
     def sample(self, row: int) -> Sample:
         """A record as a sample, placeholders filled in; raises `BadRecord`."""
-        record = self.record(row)
+        return self.read(self.record(row))
+
+    def read(self, record: Any) -> Sample:
+        """What `sample` makes of a record."""
         if not isinstance(record, Mapping):
-            raise BadRecord(f"a record should be an object, found {type(record).__name__}")
+            raise BadRecord(f"a record should be an object, found {kind_of(record)}")
         sample = self.format.read(record)
         return fill(sample, self.placeholders) if self.placeholders else sample
 
     def place(self, row: int) -> str:
         """Where a row stands, for messages: `x.jsonl row 4 (line 6)`, rows counted from 0 in each file."""
-        table, inner = self._find(row)
+        table, inner = self.find(row)
         line = table.line(inner)
         return f"{table.told_as.name} row {inner}" + (f" (line {line})" if line and line != inner + 1 else "")
 
@@ -74,10 +79,11 @@ class Source:
 
     def file_row(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
-        table, inner = self._find(row)
+        table, inner = self.find(row)
         return table.told_as, inner
 
-    def _find(self, row: int) -> tuple[Table, int]:
+    def find(self, row: int) -> tuple[Table, int]:
+        """The table of a row, and its number there."""
         place = int(np.searchsorted(self.ends, row, side="right")) if len(self.tables) > 1 else 0
         return self.tables[place], row - (int(self.ends[place - 1]) if place else 0)
 
@@ -96,15 +102,25 @@ class Source:
         first, last = at(inner[1], inner[2], 0), at(inner[3], inner[4], len(self))
         return first, max(last - first, 0)
 
-    def missing_columns(self) -> Iterator[str]:
-        """Columns that the entry names and none of the first records has."""
-        named = self.entry.columns.model_dump(exclude_unset=True)
-        wanted = [column for role, column in named.items() if column and role in self.format.reads]
+    def doubts(self) -> Iterator[str]:
+        """What is odd about the entry and the first records: columns that are not there or that nothing reads, words to fill in."""
         records = [record for row in range(min(len(self), NUM_LOOKED_AT)) if isinstance(record := self._quiet(row), Mapping)]
-        found = {key for record in records for key in record}
-        for column in wanted:
+        found = {str(key) for record in records for key in record}
+        for column in self.format.asked.values():
             if records and column not in found:
-                yield f"column {column!r} is in none of its first {len(records)} records{suggestion(column, map(str, found))}"
+                yield f"column {column!r} is in none of its first {len(records)} records{suggestion(column, found)}"
+        yield from self.unread_columns().values()
+        for word in WORDS:
+            if word not in self.placeholders and any(f"{{{{{word}}}}}" in str(record) for record in records):
+                yield f"samples still say {{{{{word}}}}}; set 'placeholders.{word}' to fill it in"
+
+    def unread_columns(self) -> dict[str, str]:
+        """Roles for which the entry names a column in vain, and how to say so."""
+        told = {}
+        for role, column in self.format.unread.items():
+            reader = "ranking: false" if role in self.format.reads else f"formatting: {self.entry.formatting}"
+            told[role] = f"column {column!r} is named as {role!r}, which {reader!r} does not read"
+        return told
 
     def _quiet(self, row: int) -> Any:
         try:
@@ -120,8 +136,9 @@ def open_source(
     placeholders: Mapping[str, str],
     taken: dict[Path, str],
     anew: bool = False,
+    tells: bool = True,
 ) -> Source:
-    """Find a data set's files, index them where that was not done before, and tell what is odd. Raises `UserError`.
+    """Find a data set's files, index them where that was not done before, and, if it `tells`, say what is odd. Raises `UserError`.
 
     `taken` gets the files whose content was not read now but remembered.
     """
@@ -139,19 +156,21 @@ def open_source(
     if entry is None:
         entry = _detected(name, tables)
     source = Source(name, entry, tables, contents, placeholders)
-    for fault in source.missing_columns():
-        log.warning("data set %r: %s", name, fault)
+    for doubt in source.doubts() if tells else ():
+        log.warning("data set %r: %s", name, doubt)
     return source
 
 
 def _detected(name: str, tables: Sequence[Table]) -> DatasetEntry:
-    records = []
+    records, broken = [], ""
     for table in tables:
         for row in range(min(len(table), NUM_LOOKED_AT - len(records))):
             try:
                 records.append(table[row])
-            except BadRecord:
-                continue
+            except BadRecord as error:
+                broken = broken or f"{table.told_as.name} row {row}: {error}"
+    if not records:
+        raise UserError(f"data set {name!r}: none of its first records can be read: {broken}")
     try:
         found, said = detect(records)
     except UserError as error:

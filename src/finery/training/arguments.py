@@ -121,6 +121,7 @@ class LoopOptions(OptionGroup):
         yield from self._check_numbers()
         yield from self._check_evaluating()
         yield from _check_rest(run.trainer)
+        yield from self._check_metric(run.trainer.get("metric_for_best_model"), run.data)
 
     def _check_numbers(self) -> Iterator[Finding]:
         if self.bf16 and self.fp16:
@@ -157,6 +158,16 @@ class LoopOptions(OptionGroup):
                 yield Finding("load_best_model_at_end", f"needs 'save_steps' to be a multiple of 'eval_steps', {found}")
 
 
+    def _check_metric(self, metric: str | None, data: Any) -> Iterator[Finding]:
+        """Evaluation measures one loss, or one for each data set."""
+        each = data.eval_dataset if data.eval_on_each_dataset else ()
+        known = [f"eval_{name}_loss" for name in each] or ["loss", "eval_loss"]
+        if metric is not None and metric not in known and f"eval_{metric}" not in known:
+            yield Finding("metric_for_best_model", f"should be {' or '.join(known)}, which is what evaluation measures, found {metric!r}")
+        if metric is None and each and (self.load_best_model_at_end or self.save_strategy == "best"):
+            yield Finding("eval_on_each_dataset", f"needs 'metric_for_best_model' to say which loss is to be lowest: {', '.join(known)}")
+
+
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "swanlab": "swanlab", "trackio": "trackio"}
 """What `report_to` may name of the trackers that we know, and the package that each needs."""
 
@@ -166,8 +177,6 @@ def _check_rest(rest: Mapping[str, Any]) -> Iterator[Finding]:
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if rest.get(key) and not rest.get("dataloader_num_workers"):
             yield Finding(key, "needs 'dataloader_num_workers' to be 1 or more")
-    if (metric := rest.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
-        yield Finding("metric_for_best_model", f"should be eval_loss, which is what evaluation measures, found {metric!r}")
     named = rest.get("report_to") or ()
     for name in (named,) if isinstance(named, str) else named:
         if name in TRACKERS and not have(TRACKERS[name]):

@@ -172,12 +172,13 @@ class Session:
             keep_foreign(self.folder / "README.md", CARD_MARK)
         try:
             metrics = self._train(trainer) if self.loop.do_train else {}
+            if trainer.eval_dataset is not None:
+                measured = self._just_measured(trainer) or trainer.evaluate()
+                trainer.save_metrics("eval", measured)
+                metrics |= measured
         finally:
             self.tell_data(sets)
-        if trainer.eval_dataset is not None:
-            measured = self._just_measured(trainer) or trainer.evaluate()
-            trainer.save_metrics("eval", measured)
-            metrics |= measured
+            sets.stop()
         if self.loop.do_train and is_first():
             write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
         names = ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")
@@ -216,6 +217,8 @@ class Session:
 
     def _just_measured(self, trainer: "Trainer") -> dict[str, float] | None:
         """What the loop measured after its last step, if these weights are still the ones in the model."""
+        if isinstance(trainer.eval_dataset, dict):
+            return None
         lines = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == trainer.state.global_step]
         if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
             return None

@@ -33,6 +33,15 @@ class Alpaca(Format):
             facts["unanswered"] = "no column holds answers"
         return Sample(tuple(messages), self.text(record, columns.system), **facts)
 
+    def where(self, record: Mapping[str, Any], number: int) -> str:
+        """In the history, or the column of the question or of the answer."""
+        columns = self.columns
+        in_history = 2 * len((record.get(columns.history) if columns.history else None) or ())
+        if number < in_history:
+            return f"{columns.history!r}[{number // 2}][{number % 2}]"
+        asked = columns.prompt if columns.prompt and record.get(columns.prompt) else columns.query
+        return repr(asked if number == in_history else columns.response)
+
     def _question(self, record: Mapping[str, Any]) -> str:
         """Prompt and query, a line each; an empty one adds no line."""
         columns = self.columns

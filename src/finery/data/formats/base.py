@@ -1,6 +1,7 @@
 """What a data format is: a reader of one record."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from finery.data.sample import BadRecord, Sample
 
 MEDIA = ("images", "videos", "audios")
+PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
+"""What stands in a text where a medium belongs."""
 PAIR = ("chosen", "rejected")
 SHARED = ("system", "tools", *MEDIA, *PAIR, "kto_tag")
 """Roles of columns that every format of conversations reads."""
@@ -77,6 +80,10 @@ class Format(ABC):
     def read(self, record: Mapping[str, Any]) -> Sample:
         """The sample of one record; raises `BadRecord`."""
 
+    def where(self, record: Mapping[str, Any], number: int) -> str:
+        """The path of a sample's message inside its record, of which `read` has made the sample."""
+        return f"message {number}"
+
     def text(self, record: Mapping[str, Any], column: str | None) -> str:
         """A column as text; a column that is not there, or null, is empty."""
         value = record.get(column) if column else None
@@ -116,6 +123,8 @@ class Format(ABC):
 
 def kind_of(value: Any) -> str:
     """What a value is called in a complaint."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if value != value else "Infinity"
     return "nothing" if value is None else type(value).__name__
 
 

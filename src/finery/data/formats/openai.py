@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finery.data.formats.base import SHARED, Columns, Tags, as_json, as_text, kind_of
+from finery.data.formats.base import PLACEHOLDERS, SHARED, Columns, Tags, as_json, as_text, kind_of
 from finery.data.formats.sharegpt import Found, Placed, ShareGPT, read_call, split_calls
 from finery.data.sample import BadRecord, Message, Role
 
@@ -16,8 +16,6 @@ PARTS = {f"{kind}{end}": f"{kind}s" for kind in ("image", "video", "audio") for 
     "input_audio": "audios",
 }
 """Types of parts that are no text, and the column whose things they are."""
-PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
-"""What stands in a text where a medium belongs."""
 
 
 class OpenAI(ShareGPT):

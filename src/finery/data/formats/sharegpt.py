@@ -67,6 +67,15 @@ class ShareGPT(Format):
             facts[role] = tuple(media)
         return Sample(tuple(messages), system, **facts)
 
+    def where(self, record: Mapping[str, Any], number: int) -> str:
+        """The text of an entry; a system message that stands first is none of the sample's messages."""
+        placed = self.entries(record)
+        if self.ranking:
+            placed, _ = self._pair(record, placed)
+        has_system = self.role(placed[0][1], placed[0][0]) == "system"
+        at, entry = placed[number + has_system]
+        return f"{at}.{'tool_calls' if entry.get('tool_calls') else self.tags.content_tag}"
+
     def entries(self, record: Mapping[str, Any]) -> Placed:
         """The messages of a record as it has them; a pair may come without, if it holds whole conversations."""
         column = self.messages_column(record)

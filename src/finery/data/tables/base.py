@@ -47,6 +47,10 @@ class Table(ABC):
         """The line, from 1, where a row begins; nothing where the file has no lines."""
         return None
 
+    def json_text(self, row: int) -> str | None:
+        """The JSON that a row was read from; nothing where it was read from something else."""
+        return None
+
 
 class Bytes:
     """Pieces of a file by place, opened when first used in a process."""

@@ -15,6 +15,7 @@ __all__ = ["JSONList"]
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
+_WINDOW_BYTES = 1 << 22
 _MOST_BYTES = 1 << 28
 """A record that is longer than this is taken for a broken list."""
 
@@ -26,8 +27,7 @@ class JSONList(JSONLines):
     def build(cls, path: Path, beside: Path) -> None:
         """Index the values of the list."""
         places = np.fromiter((place for pair in _values(path) for place in pair), np.int64).reshape(-1, 2)
-        save_index(beside, places[:, 0].copy(), places[:, 1] - places[:, 0])
-        (beside / "skips").touch()
+        save_index(beside, places[:, 0].copy(), places[:, 1] - places[:, 0], skips=True)
 
 
 def _values(path: Path) -> Iterator[tuple[int, int]]:
@@ -41,9 +41,10 @@ def _values(path: Path) -> Iterator[tuple[int, int]]:
     if text.character(at) != "[":
         raise UserError(f"{path} should hold a list of records")
     at = text.skip(at + 1)
-    if text.character(at) == "]":
-        return
-    while True:
+    empty = text.character(at) == "]"
+    while not empty:
+        if not text.character(at):
+            raise text.fault(at, "the file ends within the list")
         end = text.value(at)
         yield text.offset + at, text.offset + end
         at = text.skip(end)
@@ -66,7 +67,7 @@ class _Window:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.chunks = read_chunks(path, 1 << 22)
+        self.chunks = read_chunks(path, _WINDOW_BYTES)
         self.rate = Rate(f"looking for the records of {path.name}", "bytes", path.stat().st_size)
         head = next(self.chunks, b"")
         check_head(path, head[:8192])
@@ -99,11 +100,12 @@ class _Window:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self.text, at)
-                if end < len(self.text) or not self.more():
-                    return end  # what stands at the end of the window may go on, such as a number
+                if end + 2 < len(self.text) or not self.more():
+                    return end  # what stands at the end of the window may go on, such as 1 before .5 or e-7
             except json.JSONDecodeError as error:
                 if not self._read_on(at):
-                    raise self.fault(error.pos, error.msg) from None
+                    ends = (error.pos >= len(self.text.rstrip()) or error.msg.startswith("Unterminated string")) and not self.more()
+                    raise self.fault(error.pos, "the file ends within a record" if ends else error.msg) from None
             except RecursionError:
                 raise self.fault(at, "values are nested too deeply") from None
 
@@ -116,7 +118,7 @@ class _Window:
 
     def forget(self, at: int) -> int:
         """Drop what is done with, now and then; returns where `at` is then."""
-        if at < 1 << 22:
+        if at < _WINDOW_BYTES:
             return at
         self.lines += self.text.count("\n", 0, at)
         self.text = self.text[at:]

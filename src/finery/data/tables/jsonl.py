@@ -33,8 +33,9 @@ class JSONLines(Table):
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Index the lines."""
-        starts, sizes = index_lines(path, cls.keeps_blank)
-        save_index(beside, starts, sizes)
+        starts, sizes = index_lines(path)
+        kept = np.ones(len(starts), bool) if cls.keeps_blank else _not_blank(path, starts, sizes)
+        save_index(beside, starts[kept], sizes[kept], skips=not kept.all())
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -55,6 +56,10 @@ class JSONLines(Table):
         except UnicodeDecodeError as error:
             raise BadRecord(f"this line is not UTF-8 (byte {error.start}: {raw[error.start]:#x}); save the file as UTF-8") from None
 
+    def json_text(self, row: int) -> str | None:
+        """The row's text."""
+        return self.text(row)
+
     def line(self, row: int) -> int | None:
         """Counted in the file where blank lines were left out."""
         end = int(self.starts[row])
@@ -69,16 +74,16 @@ class JSONLines(Table):
         return count
 
 
-def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    """Where records begin and how many bytes they have."""
+def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64], skips: bool) -> None:
+    """Where records begin and how many bytes they have; `skips` says whether rows and lines differ."""
     np.save(folder / "starts.npy", starts)
     np.save(folder / "sizes.npy", sizes)
-    if (len(starts) > 1 and bool((starts[1:] - starts[:-1] - sizes[:-1] > 2).any())) or (len(starts) and starts[0] > len(BOM)):
-        (folder / "skips").touch()  # lines between the records that are none: row and line differ
+    if skips:
+        (folder / "skips").touch()
 
 
-def index_lines(path: Path, keep_blank: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each line begins and its size in bytes, without its end; blank lines are left out unless `keep_blank`."""
+def index_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each line begins and its size in bytes, without its end."""
     rate = Rate(f"looking for the lines of {path.name}", "bytes", path.stat().st_size)
     breaks, seen, first = [], 0, b""
     for chunk in read_chunks(path, CHUNK_BYTES):
@@ -95,12 +100,11 @@ def index_lines(path: Path, keep_blank: bool) -> tuple[NDArray[np.int64], NDArra
     starts = np.empty(len(ends), np.int64)
     starts[0] = len(BOM) if first == BOM else 0
     starts[1:] = ends[:-1] + 1
-    sizes = ends - starts
-    return (starts, sizes) if keep_blank else _without_blank(path, starts, sizes)
+    return starts, ends - starts
 
 
-def _without_blank(path: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Only short lines are looked at; most files have none."""
+def _not_blank(path: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines hold something. Only short lines are looked at; most files have none."""
     data = Bytes(path)
     short = np.flatnonzero(sizes < _SUSPECT_BYTES)
     if len(short) > len(sizes) // 2:  # a file of short lines: read in order rather than piece by piece
@@ -108,11 +112,9 @@ def _without_blank(path: Path, starts: NDArray[np.int64], sizes: NDArray[np.int6
         blank = [row for row in short if _is_blank(_piece(data, text, int(starts[row]), int(sizes[row])))]
     else:
         blank = [row for row in short if _is_blank(data.read(int(starts[row]), int(sizes[row])))]
-    if not blank:
-        return starts, sizes
-    keep = np.ones(len(starts), bool)
-    keep[blank] = False
-    return starts[keep], sizes[keep]
+    kept = np.ones(len(starts), bool)
+    kept[blank] = False
+    return kept
 
 
 def _piece(data: Bytes, text: bytes | None, start: int, size: int) -> bytes:

@@ -14,3 +14,7 @@ class Text(JSONLines):
 
     def __getitem__(self, row: int) -> Any:
         return {"text": self.text(row).removesuffix("\r")}
+
+    def json_text(self, row: int) -> str | None:
+        """A line is no JSON."""
+        return None

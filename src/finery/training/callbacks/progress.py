@@ -14,6 +14,12 @@ __all__ = ["ProgressBar"]
 log = get_logger(__name__)
 
 
+def _losses(logs: dict[str, float]) -> dict[str, float]:
+    """Measured losses, by the name that a reader knows."""
+    measured = {name: value for name, value in logs.items() if name.startswith("eval") and name.endswith("loss")}
+    return {name.removesuffix("_loss").replace("eval_", "eval ") + " loss": value for name, value in measured.items()}
+
+
 class ProgressBar(Callback):
     """Follows the run on standard error."""
 
@@ -62,15 +68,15 @@ class ProgressBar(Callback):
     ) -> None:
         """One plain line for a log file or a pipe, and for every evaluation."""
         logs = logs or {}
-        if not state.is_world_process_zero or not (self.bar is None or "eval_loss" in logs):
+        if not state.is_world_process_zero or not (self.bar is None or _losses(logs)):
             return
         if "loss" in logs:
             done, passed = state.global_step - self.first_step, time.time() - self.started
             left = passed / max(done, 1) * (state.max_steps - state.global_step)
             where = f"step {state.global_step}/{state.max_steps}"
             log.info("%s  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left", where, logs["loss"], logs["learning_rate"], self._speed(), left)
-        elif "eval_loss" in logs:
-            log.info("step %d/%d  eval loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
+        for name, value in _losses(logs).items():
+            log.info("step %d/%d  %s %.4f", state.global_step, state.max_steps, name, value)
 
     def close(self) -> None:
         """Close the bar and give the terminal its cursor back."""
