@@ -36,6 +36,8 @@ REGISTRY = {
     "typo": {"file_name": "sums.json", "columns": {"promt": "question"}},
     "shape": {"file_name": "sums.json", "formatting": "alpacca"},
     "plain": "sums.json",
+    "slice": {"file_name": "sums.json", "split": "train[10]"},
+    "program": {"script_url": "loader"},
 }
 NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "stage": METHODS.names,

@@ -198,7 +198,8 @@ def test_contradictions_of_the_data_keys(data_dir: Path) -> None:
 def test_mixing_is_checked(data_dir: Path) -> None:
     base: dict[str, Any] = {"dataset": "sums, names", "dataset_dir": str(data_dir), "mix_strategy": "interleave_over"}
     assert findings(**base) == findings(**base, interleave_probs="0.7, 0.3") == findings(**base, interleave_probs=[3, 1]) == []
-    (told,) = findings(**(base | {"mix_strategy": "concat"}), interleave_probs=[0.7, 0.3])
+    concat: dict[str, Any] = base | {"mix_strategy": "concat"}
+    (told,) = findings(**concat, interleave_probs=[0.7, 0.3])
     assert told == "interleave_probs: weighs data sets that are interleaved, but 'mix_strategy' is concat"
     (told,) = findings(**base, interleave_probs=[1, 2, 3])
     assert told == "interleave_probs: should have a weight for each of 2 names in 'dataset', found 3"

@@ -295,7 +295,7 @@ def test_parquet(opened: Open, tmp_path: Path) -> None:
 
 def test_arrow(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream format, as `datasets` writes it, and the file format."""
-    monkeypatch.setattr("finery.data.tables.arrow._REMAP_AFTER", 300)
+    monkeypatch.setattr("finery.data.tables.arrow._KEPT_ROWS", 300)
     batches = [*WIDE.slice(0, 700).to_batches(), *WIDE.slice(0, 0).to_batches(), *WIDE.slice(700).to_batches(max_chunksize=99)]
     for new in (pa.ipc.new_stream, pa.ipc.new_file):
         with new(str(tmp_path / "x"), WIDE.schema) as out:

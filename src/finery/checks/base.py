@@ -36,7 +36,8 @@ class Finding:
             about.append(f"{self.num_rows:,} rows: {', '.join(names)}{', …' if self.num_rows > len(names) else ''}")
         if self.effect != "kept":
             about.append(self.effect)
-        return f"{self.place}: {self.what}{f'; {self.mend}' if self.mend else ''}{f' ({chr(59).join(about)})' if about else ''}"
+        told = "; ".join(filter(None, (self.what, self.mend)))
+        return f"{self.place}: {told}" + (f" ({'; '.join(about)})" if about else "")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,7 +57,12 @@ class Checked:
     def __str__(self) -> str:
         left_out = self.num_rows - self.num_used
         told = f", {left_out:,} of them left out" if left_out else ""
-        return f"{self.name}: {self.num_rows:,} {'row' if self.num_rows == 1 else 'rows'} in {self.seconds:.1f} s{self.note}{told}"
+        rows = f"{self.num_rows:,}{self.note} {'row' if self.num_rows == 1 else 'rows'}"
+        return f"{self.name}: {rows} in {self.seconds:.1f} s{told}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 class Check(ABC):

@@ -110,7 +110,8 @@ def _from_card(name: str, folder: Path, subset: str | None, split: str) -> list[
     except yaml.YAMLError:
         return []
     configs = facts.get("configs") if isinstance(facts, dict) else None
-    listed = [config for config in configs or [] if isinstance(config, dict) and config.get("data_files")]
+    configs = configs if isinstance(configs, list) else []
+    listed = [config for config in configs if isinstance(config, dict) and _patterns(config.get("data_files"))]
     wanted = [config for config in listed if config.get("config_name") == (subset or "default")]
     wanted = wanted or ([config for config in listed if config.get("default")] or listed[:1] if not subset else [])
     if not wanted:
@@ -118,15 +119,26 @@ def _from_card(name: str, folder: Path, subset: str | None, split: str) -> list[
             known = ", ".join(str(config.get("config_name")) for config in listed)
             raise UserError(f"data set {name!r}: there is no subset {subset!r}; its card lists {known}")
         return []
-    files = wanted[0]["data_files"]
-    splits = files if isinstance(files, list) and files and isinstance(files[0], dict) else [{"split": "train", "path": files}]
-    patterns = [part["path"] for part in splits if part.get("split") == split]
-    if not patterns:
-        known = ", ".join(str(part.get("split")) for part in splits)
-        raise UserError(f"data set {name!r}: there is no split {split!r}; its card lists {known}")
-    several = patterns[0] if isinstance(patterns[0], list) else [patterns[0]]
-    base = folder / (wanted[0].get("data_dir") or "")
-    return sorted({file for pattern in several for file in base.glob(str(pattern)) if file.is_file() and kind_of(file)})
+    patterns = _patterns(wanted[0]["data_files"])
+    if split not in patterns:
+        raise UserError(f"data set {name!r}: there is no split {split!r}; its card lists {', '.join(patterns)}")
+    base = folder / str(wanted[0].get("data_dir") or "")
+    found = {base / file for pattern in patterns[split] for file in glob.glob(pattern, root_dir=base, recursive=True)}  # noqa: PTH207
+    return sorted(file for file in found if file.is_file() and kind_of(file))
+
+
+def _patterns(files: Any) -> dict[str, list[str]]:
+    """The patterns of each split in a card's `data_files`: one pattern, a list of them, or objects with `split` and `path`."""
+    if isinstance(files, dict):
+        files = [files] if "path" in files else [{"split": split, "path": path} for split, path in files.items()]
+    several = files if isinstance(files, list) else [files]
+    found: dict[str, list[str]] = {}
+    for part in several:
+        split, path = (part.get("split") or "train", part.get("path")) if isinstance(part, dict) else ("train", part)
+        usable = [one for one in (path if isinstance(path, list) else [path]) if isinstance(one, str) and one and not one.startswith("/")]
+        if usable:
+            found.setdefault(str(split), []).extend(usable)
+    return found
 
 
 def _from_cloud(name: str, address: str) -> Iterator[Path]:

@@ -88,6 +88,9 @@ class DataOptions(OptionGroup):
         except UserError as error:
             yield Finding("dataset_dir", f"cannot be used: {error}")
             return
+        if catalogue is not None and catalogue.trouble and any(catalogue.needs(name) for name in (*self.dataset, *self.eval_dataset)):
+            yield Finding("dataset_dir", f"cannot be used: {catalogue.trouble}")
+            return
         for key in ("dataset", "eval_dataset"):
             names = tuple(dict.fromkeys(getattr(self, key)))
             if len(names) < len(getattr(self, key)):

@@ -55,7 +55,7 @@ class Oddities:
         if sample.trailing:
             mend = "add the answer that follows, or take them out"
             yield Oddity(repr(columns.messages), "ends with a tool's result that no answer follows, which is not read", mend)
-        if all(name == value for name, value in record.items()):
+        if len(record) > 1 and all(name == value for name, value in record.items()):
             yield Oddity("", "repeats the names of the columns", "take the row out: the file seems to be put together from several")
         if sample.tools or any(message.role == "function" for message in sample.messages):
             yield from self._calls(record, sample)

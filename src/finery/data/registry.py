@@ -74,11 +74,15 @@ class Catalogue:
             raise UserError(self.trouble)
         return find_entry(name, self.entries)
 
+    def needs(self, name: str) -> bool:
+        """Whether `name` means nothing without the file of entries."""
+        return not (name in self.entries or self.online or self.path(name) or _looks_like_path(name))
+
     def path(self, name: str) -> str | None:
         """The file, folder or pattern that `name` is, seen from the working folder or from `dataset_dir`."""
         for base in (Path(), *([self.folder] if self.folder else [])):
             path = str(base / Path(name).expanduser())
-            if glob.glob(path, recursive=True):  # noqa: PTH207 -- patterns may be absolute
+            if Path(path).exists() or glob.glob(path, recursive=True):  # noqa: PTH207 -- patterns may be absolute
                 return path
         return None
 

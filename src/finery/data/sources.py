@@ -93,13 +93,15 @@ class Source:
         if not inner:
             return 0, len(self)
 
-        def at(number: str, percent: str, default: int) -> int:
+        percent = bool(inner[2] or inner[4])  # of both ends, as `datasets` reads it
+
+        def at(number: str, default: int) -> int:
             if not number:
                 return default
             place = round(len(self) * int(number) / 100) if percent else int(number)
             return min(max(place + len(self) if place < 0 else place, 0), len(self))
 
-        first, last = at(inner[1], inner[2], 0), at(inner[3], inner[4], len(self))
+        first, last = at(inner[1], 0), at(inner[3], len(self))
         return first, max(last - first, 0)
 
     def doubts(self) -> Iterator[str]:

@@ -157,7 +157,6 @@ class LoopOptions(OptionGroup):
                 found = f"found {self.save_steps:g} and {each:g}"
                 yield Finding("load_best_model_at_end", f"needs 'save_steps' to be a multiple of 'eval_steps', {found}")
 
-
     def _check_metric(self, metric: str | None, data: Any) -> Iterator[Finding]:
         """Evaluation measures one loss, or one for each data set."""
         each = data.eval_dataset if data.eval_on_each_dataset else ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Arrow"]
 
-_REMAP_AFTER = 20_000
-"""So many rows are read until the file is mapped anew: pages that were read count as this process's memory until then."""
+_KEPT_ROWS = 500
+"""After so many rows the pages that they lay on are let go: until then they count as this process's memory."""
 
 
 class Arrow(Table):
@@ -25,13 +27,12 @@ class Arrow(Table):
     def __init__(self, path: Path, made: Path) -> None:
         super().__init__(path, made)
         self.ends = np.load(made / "ends.npy")
-        self._batches: Any = None
-        self._read = 0
+        self._mapped: Mapped | None = None
 
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Count the rows of each batch."""
-        batches = open_batches(path)
+        batches = Mapped.open(path).batches
         np.save(beside / "ends.npy", np.cumsum([batch.num_rows for batch in batches], dtype=np.int64))
 
     @property
@@ -43,28 +44,49 @@ class Arrow(Table):
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, row: int) -> Any:
-        if self._batches is None or self._read >= _REMAP_AFTER:
-            self._batches, self._read = open_batches(self.file), 0
-        self._read += 1
+        if self._mapped is None:
+            self._mapped = Mapped.open(self.file)
+        place, inner = self.find(row)
+        return self._mapped.row(place, inner)
+
+    def find(self, row: int) -> tuple[int, int]:
+        """The batch of a row, and its number there."""
         place = int(np.searchsorted(self.ends, row, side="right"))
-        first = int(self.ends[place - 1]) if place else 0
-        return self._batches[place].slice(row - first, 1).to_pylist()[0]
+        return place, row - (int(self.ends[place - 1]) if place else 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_batches": None, "_read": 0}
+        return self.__dict__ | {"_mapped": None}
 
 
-def open_batches(path: Path) -> list[pa.RecordBatch]:
-    """The record batches of a file; nothing but their places is read."""
-    import pyarrow as pa
+@dataclass
+class Mapped:
+    """A file's record batches; nothing but their places is read when it is opened."""
 
-    try:
-        mapped = pa.memory_map(str(path))
+    memory: mmap.mmap
+    batches: list[pa.RecordBatch]
+    num_read: int = 0
+
+    @classmethod
+    def open(cls, path: Path) -> Mapped:
+        """Map a file; raises `UserError` where it is no arrow file."""
+        import pyarrow as pa
+
         try:
-            file = pa.ipc.open_file(mapped)
-        except pa.ArrowInvalid:  # not the file format: `datasets` writes the stream format
-            mapped.seek(0)
-            return pa.ipc.open_stream(mapped).read_all().to_batches()
-        return [file.get_batch(place) for place in range(file.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as an arrow file: {str(error).splitlines()[0]}") from None
+            with path.open("rb") as file:
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            whole = pa.BufferReader(pa.py_buffer(memory))
+            try:
+                inner = pa.ipc.open_file(whole)
+            except pa.ArrowInvalid:  # not the file format: `datasets` writes the stream format
+                whole.seek(0)
+                return cls(memory, pa.ipc.open_stream(whole).read_all().to_batches())
+            return cls(memory, [inner.get_batch(place) for place in range(inner.num_record_batches)])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as an arrow file: {str(error).splitlines()[0]}") from None
+
+    def row(self, place: int, inner: int) -> Any:
+        """One row of a batch, as Python's own values."""
+        self.num_read += 1
+        if self.num_read % _KEPT_ROWS == 0:
+            self.memory.madvise(mmap.MADV_DONTNEED)
+        return self.batches[place].slice(inner, 1).to_pylist()[0]
