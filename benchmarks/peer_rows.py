@@ -22,11 +22,11 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from peer_sets import CUTOFFS, ENTRIES, LATE_END, OPTIONS, TEMPLATES, Pair, Records, digest, read_sets
 
-REWRITTEN = "detailed thinking off"
-"""What the peer's format `openai` makes of, or adds to, every system text."""
+REWRITTEN = "detailed thinking off"  # what the peer's format `openai` makes of, or adds to, every system text
 
 
 def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float, float]:
@@ -47,12 +47,8 @@ def encode(model: str, keys: dict[str, Any]) -> tuple[Any, float, float]:
         seconds.extend((time.perf_counter() - began, sum(os.times()[:4]) - busy))
         return found
 
-    loader._get_preprocessed_dataset = timed
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints its first row
-            train = get_dataset(template, model_args, data_args, training_args, stage="sft", **module)["train_dataset"]
-    finally:
-        loader._get_preprocessed_dataset = tokenise
+    with patch.object(loader, "_get_preprocessed_dataset", timed), contextlib.redirect_stdout(sys.stderr):  # it prints its first row
+        train = get_dataset(template, model_args, data_args, training_args, stage="sft", **module)["train_dataset"]
     return train, seconds[0], seconds[1]
 
 

@@ -4,17 +4,17 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import keys_of_data
 from conftest import build_model
 from finery.errors import UserError
 from finery.run import own_keys
-from watched import Bench, Outcome, adapter_sum, checkpoints, evaluated_at, has, losses, rates, says, steps
+from watched import Bench, Case, Outcome, adapter_sum, checkpoints, evaluated_at, has, losses, rates, says, steps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,28 +49,15 @@ def num_trained_layers(run: Outcome) -> int:
     return len({name.split(".")[2] for name in trained_of_full(run) if ".layers." in name})
 
 
-@dataclass
-class Case:
-    """A key's other value, what to look at, and what is to be seen there with the default and with the other value.
-
-    Where `wants` is left out, the two must differ. `base` holds keys that both runs need.
-    """
-
-    value: Any
-    look: Callable[[Outcome], Any]
-    wants: tuple[Any, Any] | None = None
-    base: dict[str, Any] = field(default_factory=dict)
-
-
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 FREEZE = {"finetuning_type": "freeze", "freeze_trainable_layers": 1}
 HELD_OUT = {"val_size": 4, "max_steps": 3}  # measured once more when all is done
 EACH_STEP = {"save_strategy": "steps", "save_steps": 1}
 SAVES = EACH_STEP | {"max_steps": 3}
 ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-EPOCHS = {"max_steps": None, "num_train_epochs": 1, "per_device_train_batch_size": 12}
+EPOCHS = keys_of_data.EPOCH
 
-TRAINED: dict[str, Case] = {
+TRAINED: dict[str, Case] = keys_of_data.TRAINED | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
     "infer_backend": Case("telepathy", says("'telepathy'"), (False, True)),
@@ -78,12 +65,6 @@ TRAINED: dict[str, Case] = {
     "pure_bf16": Case(True, lambda run: {tensor.dtype for tensor in run.weights().values()}, ({torch.float32}, {torch.bfloat16})),
     "resize_vocab": Case(True, says("the embeddings grow"), (True, False), {"template": "llama3"}),
     "template": Case("alpaca", says("is not the one that this model was made with"), (False, True)),
-    "dataset": Case("names", says("train: 6 samples"), (False, True)),
-    "eval_dataset": Case("names", has("eval_results.json"), (False, True)),
-    "cutoff_len": Case(24, says("tokens cut away at cutoff_len 24"), (False, True)),
-    "max_samples": Case(5, says("train: 5 samples"), (False, True)),
-    "val_size": Case(4, has("eval_results.json"), (False, True)),
-    "placeholders": Case({"name": "Ada"}, says("still say {{name}}"), (True, False), {"dataset": "names"}),
     "per_device_train_batch_size": Case(2, losses),
     "per_device_eval_batch_size": Case(1, lambda run: len(run.trainer.get_eval_dataloader()), (1, 4), HELD_OUT),
     "learning_rate": Case(2e-3, rates, ([1e-3, 5e-4], [2e-3, 1e-3])),
@@ -101,7 +82,6 @@ TRAINED: dict[str, Case] = {
     "eval_strategy": Case("epoch", evaluated_at, ([3], [2, 3]), HELD_OUT | {"per_device_train_batch_size": 10}),
     "eval_steps": Case(2, evaluated_at, ([1, 2, 3], [2, 3]), HELD_OUT | {"eval_strategy": "steps"}),
     "seed": Case(7, losses),
-    "disable_shuffling": Case(True, losses),
     "fp16": Case(True, says("fp16 needs a GPU"), (False, True)),
     "ddp_timeout": Case(77, lambda run: run.trainer.args.ddp_timeout, (1800, 77)),
     "plot_loss": Case(True, has("training_loss.png"), (False, True)),
@@ -193,23 +173,6 @@ def dataset_dir(bench: Bench) -> None:
     folder = shutil.copytree(bench.data_dir, bench.tmp_path / "data")
     (folder / "sums.json").write_text((folder / "names.json").read_text())
     assert "train: 6 samples" in bench.train(dataset_dir=str(folder)).said
-
-
-def overwrite_cache(bench: Bench) -> None:
-    bench.once()
-    assert "already encoded" in bench.train().said
-    assert "already encoded" not in bench.train(overwrite_cache=True).said
-
-
-def preprocessing_num_workers(bench: Bench) -> None:
-    records = json.loads((bench.data_dir / "sums.json").read_text()) * 3
-    (bench.tmp_path / "many.json").write_text(json.dumps(records))
-    (bench.tmp_path / "dataset_info.json").write_text('{"many": {"file_name": "many.json"}}')
-    base = {"dataset": "many", "dataset_dir": str(bench.tmp_path)}
-    alone = bench.train(**base)
-    together = bench.train(**base, preprocessing_num_workers=2, overwrite_cache=True)
-    assert ("with 2 processes" in alone.said, "with 2 processes" in together.said) == (False, True)
-    assert losses(alone) == losses(together)
 
 
 def output_dir(bench: Bench) -> None:
@@ -344,25 +307,29 @@ def export_legacy_format(bench: Bench) -> None:
 
 
 NAMED: tuple[Any, ...] = (
-    adapter_name_or_path, create_new_adapter, model_name_or_path, trust_remote_code, dataset_dir, overwrite_cache,
-    preprocessing_num_workers, output_dir, overwrite_output_dir, do_train, do_eval, gradient_accumulation_steps,
+    adapter_name_or_path, create_new_adapter, model_name_or_path, trust_remote_code, dataset_dir,
+    output_dir, overwrite_output_dir, do_train, do_eval, gradient_accumulation_steps,
     load_best_model_at_end, bf16, gradient_checkpointing, disable_gradient_checkpointing, resume_from_checkpoint,
     max_new_tokens, skip_special_tokens,
     infer_dtype, export_dir, export_size, export_device, export_legacy_format,
 )  # fmt: skip
 
-OTHERS: dict[str, Callable[[Bench], None]] = {case.__name__: case for case in NAMED} | {
-    "model_revision": hub_keys("model_revision", "v2", lambda how: how["revision"]),
-    "cache_dir": hub_keys("cache_dir", "/somewhere", lambda how: how["cache_dir"]),
-    "hf_hub_token": hub_keys("hf_hub_token", "secret", lambda how: how["tokens"]["hf"]),
-    "ms_hub_token": hub_keys("ms_hub_token", "secret", lambda how: how["tokens"]["ms"]),
-    "om_hub_token": hub_keys("om_hub_token", "secret", lambda how: how["tokens"]["om"]),
-    "do_sample": generates("do_sample", True),
-    "temperature": generates("temperature", 0, do_sample=True),
-    "top_p": generates("top_p", 1e-6, do_sample=True),
-    "top_k": generates("top_k", 1, do_sample=True),
-    "repetition_penalty": generates("repetition_penalty", 5.0),
-}
+OTHERS: dict[str, Callable[[Bench], None]] = (
+    keys_of_data.OTHERS
+    | {case.__name__: case for case in NAMED}
+    | {
+        "model_revision": hub_keys("model_revision", "v2", lambda how: how["revision"]),
+        "cache_dir": hub_keys("cache_dir", "/somewhere", lambda how: how["cache_dir"]),
+        "hf_hub_token": hub_keys("hf_hub_token", "secret", lambda how: how["tokens"]["hf"]),
+        "ms_hub_token": hub_keys("ms_hub_token", "secret", lambda how: how["tokens"]["ms"]),
+        "om_hub_token": hub_keys("om_hub_token", "secret", lambda how: how["tokens"]["om"]),
+        "do_sample": generates("do_sample", True),
+        "temperature": generates("temperature", 0, do_sample=True),
+        "top_p": generates("top_p", 1e-6, do_sample=True),
+        "top_k": generates("top_k", 1, do_sample=True),
+        "repetition_penalty": generates("repetition_penalty", 5.0),
+    }
+)
 """Keys that show elsewhere: in the hub's mail, in answers, in exports, in a second run."""
 
 
@@ -372,7 +339,7 @@ def test_it_shows_elsewhere(key: str, bench: Bench) -> None:
 
 
 def test_every_key_has_a_case() -> None:
-    assert TRAINED.keys() | OTHERS.keys() == own_keys()
+    assert TRAINED.keys() | OTHERS.keys() | keys_of_data.LATER == own_keys()
     assert not TRAINED.keys() & OTHERS.keys()
 
 

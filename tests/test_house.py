@@ -20,14 +20,14 @@ FLOORS = [  # a room may import from floors below its own, and from nowhere else
     ["methods"],
     ["training", "engines"],
     ["run", "launch"],
-    ["previews"],
+    ["checks", "previews"],
     ["commands"],
     ["cli"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(HOUSE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
-REGISTRIES = ["methods", "engines", "models.adapters", "data.formats", "data.rows", "training.callbacks"]
+REGISTRIES = ["methods", "engines", "models.adapters", "data.formats", "data.rows", "training.callbacks", "checks"]
 FORBIDDEN = re.compile(r"(^|_)(utils?|misc|common|helpers?|extras?|managers?|custom|v2)(_|$)", re.I)
 ENTRANCES = {"__init__", "__main__"}  # stand outside the floors: they only pass on
 

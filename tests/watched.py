@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,19 @@ class Bench:
                 outcome.complaint = str(error)
         outcome.said = said.getvalue()
         return outcome
+
+
+@dataclass
+class Case:
+    """A key's other value, what to look at, and what is to be seen there with the default and with the other value.
+
+    Where `wants` is left out, the two must differ. `base` holds keys that both runs need.
+    """
+
+    value: Any
+    look: Callable[[Outcome], Any]
+    wants: tuple[Any, Any] | None = None
+    base: dict[str, Any] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------ what can be looked at

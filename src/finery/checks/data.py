@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from finery.checks.base import Check, Checked, Effect, Finding
 from finery.data.content import Rate
 from finery.data.load import DataOptions, stage_faults
 from finery.data.oddities import ANSWERS, Oddities, repeated_key
-from finery.data.registry import FILE, Catalogue, read_catalogue
+from finery.data.registry import FILE, Catalogue, StreamSettings, read_catalogue
 from finery.data.rows import ROWS
 from finery.data.sample import BadRecord, Sample
 from finery.data.sources import WORDS, Source, open_source
@@ -29,6 +30,8 @@ NUM_FIRST = 3
 """So many rows are named of those with the same finding."""
 MOST_KINDS = 100
 """From then on findings of a data set are told apart less finely: what is remembered of it stays bounded."""
+NUM_STREAMED = 1000
+"""So many rows are looked at of a data set that is streamed from a hub: nobody knows how many it has."""
 _MOST_COLUMNS = 10_000
 _PATH = re.compile(r"'([^']+)'((?:\[\d+\]|\.\w+)*) (?!and )(.+)", re.DOTALL)
 """How readers of records begin: 'messages'[3].from should be ..."""
@@ -54,7 +57,10 @@ class Data(Check):
                 opened[name] = one = yield from _open(key, name, options, download, catalogue, method)
                 if one is not None:
                     began = time.monotonic()
-                    yield from one.findings(name in catalogue.entries)
+                    try:
+                        yield from one.findings(name in catalogue.entries)
+                    except UserError as error:  # a stream that breaks off, say
+                        yield from _refusals(key, name, error)
                     self.checked.append(Checked(f"data set {name!r}", one.size, one.num_used, time.monotonic() - began, one.note))
         yield from _of_all(options, {name: one for name, one in opened.items() if one is not None})
 
@@ -63,6 +69,8 @@ def _open(
     key: str, name: str, options: DataOptions, download: Mapping[str, Any], catalogue: Catalogue, method: Any
 ) -> Generator[Finding, None, _Pass | None]:
     """A data set to be read, or why it cannot be."""
+    if options.streaming and key == "dataset":
+        catalogue = replace(catalogue, stream=StreamSettings(NUM_STREAMED, options.buffer_size, 0, shuffle=False))
     try:
         source = open_source(name, catalogue, download, options.placeholders, {}, options.overwrite_cache, tells=False)
         if faults := [f"names {name!r}{fault}" for fault in stage_faults(source.entry, method)] if method else ():
@@ -71,15 +79,20 @@ def _open(
         if not size:
             raise UserError(f"its split {source.entry.split!r} holds no records")
     except UserError as error:
-        for complaint in error.complaints:
-            said = complaint.removeprefix(f"data set {name!r}").removeprefix(":").strip()
-            placed = _PLACE.fullmatch(said)
-            place = key if said.startswith("names ") else shown_path(Path(placed[1])) if placed else f"data set {name!r}"
-            yield Finding(place, *_mended(placed[2] if placed else said), "stops the run")
+        yield from _refusals(key, name, error)
         return None
     most = options.max_samples if source.entry.num_samples is None else None
     folder = catalogue.folder if name in catalogue.entries and not source.entry.hub else None
     return _Pass(source, first, min(size, most or size), folder, method)
+
+
+def _refusals(key: str, name: str, error: UserError) -> Iterator[Finding]:
+    """Why training would not begin with a data set."""
+    for complaint in error.complaints:
+        said = complaint.removeprefix(f"data set {name!r}").removeprefix(":").strip()
+        placed = _PLACE.fullmatch(said)
+        place = key if said.startswith("names ") else shown_path(Path(placed[1])) if placed else f"data set {name!r}"
+        yield Finding(place, *_mended(placed[2] if placed else said), "stops the run")
 
 
 class _Pass:
@@ -90,7 +103,7 @@ class _Pass:
         self.first = first
         self.size = size
         self.folder = folder
-        self.note = "" if size == len(source) else f" of {len(source):,}"
+        self.note = " of a stream's" if source.sequential else "" if size == len(source) else f" of {len(source):,}"
         self.hashes: NDArray[np.uint64] = np.zeros(size, np.uint64)  # of the sample in each row, 0 where there is none
         self.num_used = 0
         told = source.format.asked.keys() & {"response", "messages"} and not source.entry.ranking
@@ -177,8 +190,9 @@ class _Groups:
         group = self._groups.get(key)
         if group is None:
             found = _PATH.fullmatch(said)
-            path, what = (found[1] + found[2], found[3]) if found else ("", said)
-            what, mend = (what, mend) if mend else _mended(what)
+            path = found[1] + found[2] if found else ""
+            what, mend = (said, mend) if mend else _mended(said, "correct the row, or take it out")
+            what = what[found.start(3) :] if found else what
             group = self._groups[key] = _Group(effect, path, what, mend)
         group.count += 1
         if len(group.rows) < NUM_FIRST:
@@ -198,7 +212,7 @@ def _of_all(options: DataOptions, seen: Mapping[str, _Pass]) -> Iterator[Finding
     train = [seen[name] for name in dict.fromkeys(options.dataset) if name in seen]
     others = {name: seen[name] for name in dict.fromkeys(options.eval_dataset) if name in seen}
     if train:
-        yield from _repeats(train, bool(options.val_size))
+        yield from _repeats([one for one in train if not one.source.sequential], bool(options.val_size))
         learnt = np.concatenate([one.hashes for one in train])
         for one in others.values():
             yield from _overlap(one, train, learnt)
@@ -211,7 +225,7 @@ def _of_all(options: DataOptions, seen: Mapping[str, _Pass]) -> Iterator[Finding
 
 def _repeats(sets: Sequence[_Pass], splits: bool) -> Iterator[Finding]:
     """Rows that say the same as an earlier one."""
-    hashes = np.concatenate([one.hashes for one in sets])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(one.hashes for one in sets)])
     order = np.argsort(hashes, kind="stable")
     again = (hashes[order[1:]] == hashes[order[:-1]]) & (hashes[order[1:]] != 0)
     places = np.sort(order[1:][again])
@@ -275,10 +289,11 @@ def _mends() -> Collection[tuple[re.Pattern[str], str]]:
     return [(re.compile(line["when"]), line["mend"]) for line in table]
 
 
-def _mended(said: str) -> tuple[str, str]:
+def _mended(said: str, otherwise: str = "") -> tuple[str, str]:
     """What a reader says, and what would mend it."""
+    said = re.sub(r"(?<!\.)\.$", "", said)
     for pattern, mend in _mends():
         if pattern.search(said):
             return said, mend
     what, _, mend = said.partition("; ")
-    return what, mend or "correct the row, or take it out"
+    return what, mend or otherwise

@@ -47,18 +47,22 @@ def claim(folder: Path, writes: bool, anew: bool, only_here: bool = False) -> Pa
     if not writes:
         return _find(candidates, folder)
     for candidate in candidates[: 1 if only_here else None]:
-        if _lock(candidate):
+        if (lock := _lock(candidate)) is not None:
             if anew:
                 _empty(candidate)
+            # only now may readers of this run take what they find
+            os.truncate(lock, 0)
+            os.pwrite(lock, json.dumps({"run": run_name(), "pid": os.getpid()}).encode(), 0)
             return candidate
         if candidate == folder:
             log.info("another run is encoding the same data just now: this one does it for itself")
     raise UserError(f"{folder} is being written by another run; wait for its end or name another folder")
 
 
-def _lock(folder: Path) -> bool:
+def _lock(folder: Path) -> int | None:
+    """The held lock of a folder, or nothing where another run holds it."""
     if folder in _HELD:
-        return True
+        return _HELD[folder]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -71,14 +75,13 @@ def _lock(folder: Path) -> bool:
         except OSError:
             if _is_alive(folder) or time.monotonic() > until:
                 os.close(descriptor)
-                return False
+                return None
             time.sleep(_LOOK_SECONDS)
         else:
             break
     os.truncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"run": run_name(), "pid": os.getpid()}).encode(), 0)
     _HELD[folder] = descriptor
-    return True
+    return descriptor
 
 
 def _owner(folder: Path) -> dict:

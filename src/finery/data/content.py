@@ -1,5 +1,6 @@
 """Files by content: a digest of their bytes, remembered by size, time and inode; and what was made of them once."""
 
+import errno
 import fcntl
 import json
 import os
@@ -101,9 +102,20 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
         return folder
     with locked(folder.with_name(f"{name}.lock")):
         if not folder.is_dir():
-            with new_folder(folder) as beside:
-                make(beside)
+            try:
+                with new_folder(folder) as beside:
+                    make(beside)
+            except OSError as error:
+                raise full_disk(error) or error from None
     return folder
+
+
+def full_disk(error: OSError) -> UserError | None:
+    """What to tell where the disk of the cache is full; nothing where `error` says something else."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    folder = cache_folder()
+    return UserError(f"the disk that holds the cache {folder} is full; make room, or set FINERY_CACHE to a folder on another disk")
 
 
 def made_folder() -> Path:

@@ -34,11 +34,18 @@ CHUNK = 64
 """Samples that a process encodes before it writes them and looks about."""
 LOOKAHEAD = 1024
 """How many samples the encoding keeps ahead of the steps, at least."""
+GUARD_SECONDS = 60.0
+"""How long the end of a run waits until its files are found to be what they were taken for."""
 MOST_TOLD = 20
 """How many kinds of left-out samples are told while they are met."""
 _IDLE_SECONDS = 0.005
 _LOOK_SECONDS = 0.002
 _MESSAGE_BYTES = 1 << 15
+_WHY = {
+    signal.SIGKILL: "; perhaps there was too little memory",
+    signal.SIGBUS: "; perhaps the disk that holds the cache is full (FINERY_CACHE names another folder)",
+}
+"""What ends a process that encodes, by signal."""
 
 
 @dataclass
@@ -146,6 +153,8 @@ class Encoder:
                 process.terminate()
         self._processes = []
         self._tell()
+        if self.guard is not None and self.guard.is_alive():
+            self.guard.join(GUARD_SECONDS)  # a short run may end before its files are read
 
     def _watch(self) -> None:
         """Notice within a moment when a process ends that should not have."""
@@ -155,8 +164,7 @@ class Encoder:
                 code = process.exitcode
                 if code and not self.shared.stop.value:
                     how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-                    memory = "; perhaps there was too little memory" if code == -signal.SIGKILL else ""
-                    self.shared.fail(f"a process that encodes rows {how}{memory}, while it was at {self._place(number)}", 1)
+                    self.shared.fail(f"a process that encodes rows {how}{_WHY.get(-code, '')}, while it was at {self._place(number)}", 1)
                     return
             time.sleep(0.1)
 

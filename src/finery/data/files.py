@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finery.data.content import CHUNK_BYTES, Rate, identify, made_once
+from finery.data.content import CHUNK_BYTES, Rate, full_disk, identify, made_once
 from finery.data.registry import FILE, DatasetEntry
 from finery.data.tables import TABLES
 from finery.errors import UserError
@@ -253,6 +253,8 @@ def _unpack(path: Path, target: Path) -> None:
             with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as source:
                 _copy(source, target, f"unpacking {path.name}", None)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        if isinstance(error, OSError) and (full := full_disk(error)):
+            raise full from None
         raise UserError(f"{path} cannot be unpacked, it may be cut off: {error}") from None
 
 

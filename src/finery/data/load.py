@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from finery.data.mixing import STRATEGIES, Mixture, Part, Selection, hold_out
 from finery.data.order import ByLength, Order, Sequential, Shuffled, mix
 from finery.data.packing import PackingOptions, make_packs
-from finery.data.registry import Catalogue, DatasetEntry, read_catalogue
+from finery.data.registry import Catalogue, DatasetEntry, StreamSettings, read_catalogue
 from finery.data.sources import Source, open_source
 from finery.errors import UserError
 from finery.log import get_logger
@@ -187,11 +187,13 @@ class Preparation:
     sampling: Sampling = "random"
     order_seed: int = 0
     step_size: int = 1  # samples of a step, all ranks together
+    num_steps: int | None = None  # that the run is to do, where it says so
     taken: dict[Path, str] = field(default_factory=dict)  # files whose content was not read now but remembered
 
 
 def load_sets(options: DataOptions, packing: PackingOptions, prepared: Preparation) -> Sets:
     """Open, mix and split what a run trains and evaluates on, and begin to encode it. Raises `UserError`."""
+    from finery.data.content import ContentGuard
     from finery.data.encoder import Encoder, Feed
     from finery.data.storing import open_stores
 
@@ -199,14 +201,17 @@ def load_sets(options: DataOptions, packing: PackingOptions, prepared: Preparati
     parts = {name: part for name, part in _parts(options, prepared, sources) if len(part)}
     if not parts:
         return Sets(None, None)
+    streamed = any(source.sequential for source in sources)
+    if streamed:
+        prepared = replace(prepared, sampling="sequential")  # a stream shuffles by itself
     stores, writes = open_stores(options, prepared, sources)
     samples = {name: _samples(name, part, number, sources, stores, prepared.rows) for number, (name, part) in enumerate(parts.items())}
     packed = packing.packs(prepared.rows.answers)
     first = bool(packed or prepared.sampling == "group_by_length" or options.tokenized_path)
     orders = {name: Sequential(len(part)) if first or name != "train" else _order(prepared, len(part)) for name, part in parts.items()}
-    workers = (options.preprocessing_num_workers or (num_cores() if first else 1)) if writes else 0
+    wanted = 1 if streamed else options.preprocessing_num_workers or (num_cores() if first else 1)
     feeds = [Feed(part, orders[name], sources, stores) for name, part in parts.items()]
-    encoder = Encoder(prepared.rows, feeds, workers, _guard(prepared.taken))
+    encoder = Encoder(prepared.rows, feeds, wanted if writes else 0, ContentGuard(prepared.taken))
     for one in samples.values():
         one.encoder = encoder
     try:
@@ -261,30 +266,25 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _guard(taken: dict[Path, str]) -> Any:
-    from finery.data.content import ContentGuard
-
-    return ContentGuard(taken)
-
-
 def _parts(options: DataOptions, prepared: Preparation, sources: list[Source]) -> Iterator[tuple[str, Part]]:
     """The samples of each set, by name; `sources` gets the data sets, each once."""
     catalogue = read_catalogue(options.dataset_dir, prepared.download) or Catalogue()
     numbers: dict[str, int] = {}
 
-    def mixture(names: Sequence[str], seed: int) -> Mixture:
+    def mixture(names: Sequence[str], seed: int, stream: StreamSettings | None = None) -> Mixture:
         names = tuple(dict.fromkeys(names))
         for name in names:
             if name not in numbers:
                 numbers[name] = len(sources)
-                sources.append(_open(name, options, prepared, catalogue))
+                sources.append(_open(name, options, prepared, replace(catalogue, stream=stream)))
         own = [numbers[name] for name in names]
+        _check_streams([sources[number] for number in own], options)
         selections = [_selection(sources[number], options, mix(prepared.seed, number)) for number in own]
         if any(own[place] != place for place in range(len(own))):
             return _Renumbered(selections, options, seed, own)
         return Mixture(selections, options.mix_strategy, options.interleave_probs if len(own) > 1 else (), seed)
 
-    train = mixture(options.dataset, prepared.seed) if options.dataset else None
+    train = mixture(options.dataset, prepared.seed, _stream(options, prepared)) if options.dataset else None
     if train is not None and options.val_size:
         rest, held = hold_out(train, options.val_size, prepared.seed)
         yield "train", rest
@@ -296,6 +296,21 @@ def _parts(options: DataOptions, prepared: Preparation, sources: list[Source]) -
             yield f"eval {name}", Part(mixture([name], prepared.seed))
     elif options.eval_dataset:
         yield "eval", Part(mixture(options.eval_dataset, prepared.seed))
+
+
+def _stream(options: DataOptions, prepared: Preparation) -> StreamSettings | None:
+    """How training sets on a hub are streamed, if they are; those to evaluate on are always fetched."""
+    rows = prepared.num_steps * prepared.step_size if prepared.num_steps else None
+    settings = StreamSettings(rows, options.buffer_size, prepared.order_seed, prepared.sampling != "sequential")
+    return settings if options.streaming else None
+
+
+def _check_streams(sources: Sequence[Source], options: DataOptions) -> None:
+    """A stream cannot be mixed, since its end is not known, nor can a part of it be held out."""
+    for source in sources:
+        if source.sequential and (len(sources) > 1 or options.val_size):
+            wrong = "mixed with others" if len(sources) > 1 else "split by 'val_size'"
+            raise UserError(f"data set {source.name!r} is streamed, so it cannot be {wrong}; leave 'streaming' out")
 
 
 class _Renumbered(Mixture):

@@ -125,7 +125,7 @@ class Oddities:
                 continue
             texts = [message.content for message in (*sample.messages, *filter(None, (sample.chosen,)))]
             if (count := sum(text.count(word) for text in texts)) != len(things):
-                yield Oddity(at, f"there are {len(things)} {role} for {count} {word} in its texts", f"write {word} once where each belongs")
+                yield Oddity(at, f"holds {len(things)}, but the texts have {count} {word}", f"write {word} once where each belongs")
             for thing in things:
                 for piece in thing if isinstance(thing, (list, tuple)) else (thing,):  # a video may be a list of frames
                     yield from _medium(piece, at, role, folder)
@@ -142,7 +142,7 @@ def _medium(thing: Any, at: str, role: str, folder: Path) -> Iterator[Oddity]:
     elif not _ADDRESS.match(given):
         path = next((path for path in (folder / given, Path(given)) if path.exists()), None)
         if path is None:
-            mend = f"put it there, or write its path from {folder}"
+            mend = "put it there, or write its path as it is seen from the folder of the data"
             yield Oddity(at, f"there is no file {given[:200]!r}", mend, f"no file {role}")
         elif path.is_file() and not path.stat().st_size:
             yield Oddity(at, f"the file {given[:200]!r} is empty", "copy it again", f"empty file {role}")

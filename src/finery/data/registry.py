@@ -19,6 +19,17 @@ from finery.errors import UserError, nearest, suggestion
 from finery.hub import active_hub, fetch
 from finery.options import one_of, shown
 
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a run reads hub data sets as streams."""
+
+    num_rows: int | None  # that the run takes, if it says how many steps it does
+    buffer_size: int
+    seed: int
+    shuffle: bool
+
+
 PACKAGED = Path(__file__).parents[1] / "demo_data"
 """The small data sets that come with Finery."""
 FILE = "dataset_info.json"
@@ -59,6 +70,7 @@ class Catalogue:
     folder: Path | None = None
     online: bool = False
     trouble: str = ""  # why there are no entries; told where a name needs one
+    stream: StreamSettings | None = None  # hub data sets are read while they train
 
     def entry(self, name: str) -> DatasetEntry | None:
         """The entry of `name`, checked; nothing where `name` is a path, whose format its records tell. Raises `UserError`."""

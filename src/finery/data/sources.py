@@ -18,6 +18,7 @@ from finery.data.formats import FORMATS
 from finery.data.formats.base import Format, kind_of
 from finery.data.registry import Catalogue, DatasetEntry, unknown_keys
 from finery.data.sample import BadRecord, Message, Sample
+from finery.data.streams import stream_table
 from finery.data.tables.base import Table
 from finery.errors import UserError, suggestion
 from finery.log import get_logger
@@ -45,6 +46,11 @@ class Source:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    @property
+    def sequential(self) -> bool:
+        """Whether its rows can only be read one after the other."""
+        return any(table.sequential for table in self.tables)
 
     @cached_property
     def format(self) -> Format:
@@ -145,16 +151,18 @@ def open_source(
     `taken` gets the files whose content was not read now but remembered.
     """
     entry = catalogue.entry(name)
-    if entry is not None:
-        for unknown in unknown_keys(catalogue.entries.get(name, {})):
-            log.warning("%s: %r in dataset_info.json is read by nothing", name, unknown)
-        files = find_files(name, entry, catalogue.folder, download)
+    for unknown in unknown_keys(catalogue.entries.get(name, {})) if entry is not None else ():
+        log.warning("%s: %r in dataset_info.json is read by nothing", name, unknown)
+    if entry is not None and entry.hub and catalogue.stream is not None:
+        stream = stream_table(name, entry, catalogue.stream, download)
+        tables: list[Table] = [stream]
+        contents = [stream.content]
     else:
-        files = local_files(str(catalogue.path(name)))
-    tables = [open_table(file, anew, taken) for file in files]
-    contents = [identify(file)[0] for file in files]
+        files = local_files(str(catalogue.path(name))) if entry is None else find_files(name, entry, catalogue.folder, download)
+        tables = [open_table(file, anew, taken) for file in files]
+        contents = [identify(file)[0] for file in files]
     if sum(len(table) for table in tables) == 0:
-        raise UserError(f"data set {name!r} holds no records: {', '.join(str(file) for file in files[:3])} is empty")
+        raise UserError(f"data set {name!r} holds no records: {', '.join(str(table.told_as) for table in tables[:3])} is empty")
     if entry is None:
         entry = _detected(name, tables)
     source = Source(name, entry, tables, contents, placeholders)

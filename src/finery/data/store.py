@@ -26,13 +26,13 @@ from finery.files import digest
 ENTRY = np.dtype(
     [
         ("offset", "<i8"),  # in the shard, in bytes
-        ("hash", "<u8"),  # xxh3 of the bytes
+        ("hash", "<u8"),  # xxh3 of the bytes and of `num_rows`, without which they cannot be read
         ("shard", "<i4"),
         ("size", "<i4"),  # in 4-byte words
         ("num_ids", "<i4"),  # tokens of all rows together
         ("num_supervised", "<i4"),
         ("num_cut", "<i4"),
-        ("num_rows", "<i2"),
+        ("num_rows", "<i4"),
         ("cut", "u1"),
         ("present", "u1"),  # written last
     ]
@@ -66,9 +66,9 @@ class TokenStore:
         index = folder / "index.bin"
         folder.mkdir(parents=True, exist_ok=True)
         if not index.exists() or index.stat().st_size != size * ENTRY.itemsize:
+            (folder / "key.json").write_text(json.dumps({"size": size, **key}, ensure_ascii=False, indent=1), encoding="utf-8")
             with index.open("wb") as file:
                 file.truncate(size * ENTRY.itemsize)  # a hole: it takes no room until it is written
-            (folder / "key.json").write_text(json.dumps({"size": size, **key}, ensure_ascii=False, indent=1), encoding="utf-8")
         return cls(folder, size)
 
     @property
@@ -104,7 +104,8 @@ class TokenStore:
         mapped = self._maps.get(shard)
         if mapped is None or len(mapped) < start + size:
             try:
-                mapped = np.memmap(self.shard(shard), "<i4", "r")
+                path = self.shard(shard)  # it may end within a word where the disk was full
+                mapped = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
             except (OSError, ValueError):
                 return None
             self._maps[shard] = mapped
@@ -112,7 +113,7 @@ class TokenStore:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(shard)
         words = np.array(mapped[start : start + size])
-        return words if xxhash.xxh3_64_intdigest(words.tobytes()) == int(entry["hash"]) else None
+        return words if _hash(words.tobytes(), int(entry["num_rows"])) == int(entry["hash"]) else None
 
     def shard(self, number: int) -> Path:
         """The file of a shard."""
@@ -143,7 +144,7 @@ class StoreWriter:
         for place, one in enumerate(encoded):
             words = _to_words(one)
             ids = sum(len(row.ids) for row in one.rows)
-            hashed = xxhash.xxh3_64_intdigest(words)
+            hashed = _hash(words, len(one.rows))
             facts = (ids, one.num_supervised, one.num_cut, len(one.rows), int(one.cut), 0)
             entries[place] = (offset, hashed, self._number, len(words) // 4, *facts)
             pieces.append(words)
@@ -170,6 +171,10 @@ class StoreWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _hash(words: bytes, num_rows: int) -> int:
+    return xxhash.xxh3_64_intdigest(words, seed=num_rows)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -220,7 +225,10 @@ def check_key(folder: Path, key: Mapping[str, Any], size: int) -> None:
     path = folder / "key.json"
     if not path.exists():
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"'tokenized_path': {path} cannot be read. Name another folder, or delete this one") from None
     wanted = json.loads(json.dumps({"size": size, **key}))
     names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if names:

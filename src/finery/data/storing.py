@@ -57,7 +57,8 @@ def _chosen(folder: Path, source: Source, key: dict[str, Any], anew: bool) -> Pa
     if any((folder / name).exists() for name in FOREIGN):
         wanted = "name another folder: encoding takes little time, and the settings that it was made with are not known"
         raise UserError(f"'tokenized_path': {folder} holds data that another program has encoded; {wanted}")
-    own = folder / (re.sub(r"[^\w.-]+", "_", source.name) or "data")
+    plain = re.sub(r"[^\w.-]+", "_", source.name)
+    own = folder / (plain if plain == source.name else f"{plain}.{digest(source.name)[:8]}")  # a/b and a_b are two
     if not anew:
         check_key(own, key, len(source))
     return own

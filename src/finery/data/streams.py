@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finery.data.registry import DatasetEntry
+from finery.data.registry import DatasetEntry, StreamSettings
 from finery.data.tables.base import Table
 from finery.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a run reads hub data sets as streams."""
-
-    num_rows: int | None  # that the run takes, if it says how many steps it does
-    buffer_size: int
-    seed: int
-    shuffle: bool
 
 
 class StreamTable(Table):
@@ -32,12 +21,16 @@ class StreamTable(Table):
     It is read onward: a row before the last one asked for means opening it anew.
     """
 
+    sequential = True
+
     def __init__(self, name: str, entry: DatasetEntry, settings: StreamSettings, token: str | None) -> None:
         super().__init__(Path(name), Path())
         assert entry.hub is not None
         hub, self.repository = entry.hub
         if hub != "hf":
             raise UserError(f"data set {name!r}: only Hugging Face's data sets can be streamed; leave 'streaming' out to download this one")
+        if "[" in entry.split:
+            raise UserError(f"data set {name!r}: a part of a split ({entry.split!r}) cannot be streamed; leave 'streaming' out")
         if settings.num_rows is None:
             raise UserError(f"data set {name!r}: 'streaming' needs 'max_steps', since a stream does not say how many rows it has")
         self.name, self.entry, self.settings, self.token = name, entry, settings, token

@@ -24,6 +24,7 @@ def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, A
         download=download,
         sampling="sequential" if loop.disable_shuffling else loop.train_sampling_strategy,
         order_seed=loop.seed if data_seed is None else data_seed,
+        num_steps=loop.max_steps if loop.max_steps > 0 else None,
         step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * ranks,
     )
 

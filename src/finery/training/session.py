@@ -179,6 +179,8 @@ class Session:
         finally:
             self.tell_data(sets)
             sets.stop()
+        if sets.encoder is not None:
+            sets.encoder.check()
         if self.loop.do_train and is_first():
             write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
         names = ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")

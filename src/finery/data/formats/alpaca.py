@@ -49,9 +49,10 @@ class Alpaca(Format):
         if prompt or query:
             return f"{prompt}\n{query}" if prompt and query else prompt or query
         names = [name for name in (columns.prompt, columns.query) if name]
+        missed = "question" if columns.response or self.ranking else "text"
         if found := [name for name in names if name in record]:
-            raise BadRecord(f"the question is empty: nothing stands in {' and '.join(map(repr, found))}")
-        raise BadRecord(f"there is no question: the record has neither of {', '.join(map(repr, names))}, but {_listed(record)}")
+            raise BadRecord(f"the {missed} is empty: nothing stands in {' and '.join(map(repr, found))}")
+        raise BadRecord(f"there is no {missed}: the record has neither of {', '.join(map(repr, names))}, but {_listed(record)}")
 
     def _history(self, record: Mapping[str, Any]) -> list[Message]:
         column = self.columns.history

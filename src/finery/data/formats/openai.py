@@ -92,10 +92,10 @@ class OpenAI(ShareGPT):
         parts = entry.get(self.tags.content_tag)
         if not isinstance(parts, (list, tuple)):
             return self.content(entry, at)
-        return "".join(_part(part, f"{at}.{self.tags.content_tag}[{place}]", inside) for place, part in enumerate(parts))
+        return "".join(_part(part, f"{at}.{self.tags.content_tag}[{place}]", inside, self.columns) for place, part in enumerate(parts))
 
 
-def _part(part: Any, at: str, inside: Found) -> str:
+def _part(part: Any, at: str, inside: Found, columns: Columns) -> str:
     """The text of a part of a message; a medium is added to `inside` and leaves its placeholder."""
     if isinstance(part, str):
         return as_text(part, at)
@@ -110,6 +110,8 @@ def _part(part: Any, at: str, inside: Found) -> str:
         medium = medium["url"]
     elif isinstance(medium, Mapping) and isinstance(medium.get("data"), str):
         medium = f"data:{column[:-1]}/{medium.get('format') or 'wav'};base64,{medium['data']}"
-    if medium is not None:  # else it stands in the column of its kind
+    if medium is not None:
         inside.setdefault(column, []).append(medium)
+    elif not getattr(columns, column):  # else it stands there
+        raise BadRecord(f"{at} is of type {kind!r} and has no source")
     return PLACEHOLDERS[column]

@@ -25,6 +25,8 @@ class Table(ABC):
     A table may be used after a fork and be pickled: whatever cannot is opened when it is first used.
     """
 
+    sequential = False  # rows can be had in any order
+
     def __init__(self, path: Path, made: Path) -> None:
         """`made` is the folder that `build` has filled."""
         self.path = path

@@ -13,7 +13,7 @@ from finery.errors import UserError
 
 __all__ = ["JSONList"]
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(parse_int=str)  # only the ends of values count here, and Python reads no number of thousands of digits
 _SPACE = " \t\r\n"
 _WINDOW_BYTES = 1 << 22
 _MOST_BYTES = 1 << 28

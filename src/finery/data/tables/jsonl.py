@@ -41,10 +41,13 @@ class JSONLines(Table):
         return len(self.starts)
 
     def __getitem__(self, row: int) -> Any:
+        text = self.text(row)
         try:
-            return json.loads(self.text(row))
+            return json.loads(text)
         except json.JSONDecodeError as error:
             raise BadRecord(f"this line is not JSON: {error.msg} (column {error.colno})") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise BadRecord(f"this line is not JSON that can be read: {error}") from None
         except RecursionError:
             raise BadRecord("this line nests its values too deeply to be read") from None
 
