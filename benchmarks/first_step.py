@@ -19,6 +19,7 @@ from made_rows import write
 
 from finery.models.demo_model import demo_model
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as the peer gets it, see peer.py
 FOLDER = Path(tempfile.gettempdir()) / "finery-benchmarks"
 
 
@@ -31,7 +32,7 @@ def first_step(data: Path, cache: Path, out: Path) -> float:
     }  # fmt: skip
     command = [sys.executable, "-m", "finery", "train", *(f"{key}={value}" for key, value in keys.items())]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"FINERY_CACHE": str(cache)})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {"FINERY_CACHE": str(cache)})
     seconds, told = 0.0, []
     assert process.stderr is not None
     for line in process.stderr:
@@ -67,9 +68,9 @@ def measure_peer(size: int) -> None:
     """The same rows through the peer, once, and ours beside it."""
     from peer import first_step as peer_first_step
 
-    data = write(FOLDER, size, "json")
+    data = write(FOLDER, size)
     theirs = peer_first_step(demo_model(), data, Path(tempfile.mkdtemp(dir=FOLDER)))
-    ours = first_step(write(FOLDER, size, "jsonl"), Path(tempfile.mkdtemp(dir=FOLDER)), Path(tempfile.mkdtemp(dir=FOLDER)))
+    ours = first_step(data, Path(tempfile.mkdtemp(dir=FOLDER)), Path(tempfile.mkdtemp(dir=FOLDER)))
     print(f"{size:,} rows: peer {theirs:.1f} s, ours {ours:.1f} s: {theirs / ours:.1f} x shorter")
 
 

@@ -79,9 +79,9 @@ def peer_command(keys: dict[str, Any], folder: Path) -> list[str]:
 def seconds_until(command: list[str], markers: tuple[str, ...], log: Path, **environment: str) -> list[float]:
     """Seconds from the command to the first line with each marker, and to its end; what it prints goes to `log`.
 
-    One thread, unless `environment` says otherwise: beside any other busy process a step with two can take ten times as long.
+    One thread, unless OMP_NUM_THREADS says otherwise: beside any other busy process a step with two can take ten times as long.
     """
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment}
+    settings = {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
     seen: dict[str, float] = {}
     began = time.perf_counter()
@@ -95,6 +95,15 @@ def seconds_until(command: list[str], markers: tuple[str, ...], log: Path, **env
     if run.returncode or missing:
         raise SystemExit(f"{' '.join(command)} ended with {run.returncode}, not printed: {missing}; see {log}")
     return [*(seen[marker] for marker in markers), time.perf_counter() - began]
+
+
+def first_step(model: Path, data: Path, folder: Path, **changes: Any) -> float:
+    """Seconds from the command to the end of the first step on the alpaca rows in `data`, nothing cached; `folder` is for its files."""
+    entries = {"rows": {"file_name": str(data.resolve())}}
+    (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    keys = peer_config(as_fp32(model, folder / "model"), folder, "rows", folder / "out", cutoff_len=512, **changes)
+    cache = str(folder / "cache")
+    return seconds_until(peer_command(keys, folder), (FIRST_STEP,), folder / "log.txt", HF_DATASETS_CACHE=cache)[0]
 
 
 if __name__ == "__main__":

@@ -125,11 +125,13 @@ def test_the_whole_list_fits_the_terminal() -> None:
 
 
 def test_a_key_tells_type_range_default_and_help() -> None:
-    assert listing("cutoff_len", 120).startswith("data: what is learnt\n  cutoff_len ")
+    assert listing("cutoff_len", 120).startswith("rows: how samples become rows of tokens\n  cutoff_len ")
     line = next(line for line in listing("lora_dropout", 120).splitlines() if "lora_dropout" in line)
     assert line.split(maxsplit=1)[1] == "a number at least 0 and below 1; default 0.0"
     assert "one of cpu, auto; default cpu" in listing("export_device", 120)
     assert "a list, or text with commas; default all" in listing("lora_target", 120)
+    assert "a list of numbers, or text with commas; default not set" in listing("interleave_probs", 120)
+    assert "one of proportional, drop, error, keep_start, keep_end, split; default proportional" in listing("truncation", 120)
     assert "text; needed" in listing("model_name", 120)
     assert "one of no, steps, epoch; default steps" in listing("logging_strategy", 120)
 
@@ -208,6 +210,9 @@ def test_a_good_file_has_no_faults() -> None:
         "report_to": ["wandb"],
         "no_cuda": True,
         "packing": None,
+        "neat_packing": True,
+        "interleave_probs": [0.7, 1],
+        "dataset_dir": {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json"}},
         "remove_unused_columns": False,
     }
     assert faults_of(GUIDE) == []
@@ -229,7 +234,10 @@ def test_a_good_file_has_no_faults() -> None:
         ("optim", "adam"),
         ("report_to", ["wandbb"]),
         ("bf16", "yes"),
-        ("packing", True),
+        ("packing", "perhaps"),
+        ("truncation", "middle"),
+        ("interleave_probs", ["most", 1]),
+        ("use_galore", True),
         ("use_kt", True),
         ("no_cuda", 3),
     ],

@@ -53,7 +53,8 @@ def _names_data(word: str) -> bool:
     if "=" in word or word.startswith("-") or path.suffix in (".yaml", ".yml"):
         return False
     if path.suffix == ".json" and path.is_file():
-        head = path.open("rb").read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+        with path.open("rb") as file:
+            head = file.read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
         return not (head.startswith("{") and _RUN_KEYS.search(head))
     return bool(kind_of(path) or path.exists() or set("*?[") & set(word))
 

@@ -21,6 +21,8 @@ GROUPS = {
     "choices": "which parts a run is made of",
     "model": "the base model and its formats",
     "data": "what is learnt",
+    "rows": "how samples become rows of tokens",
+    "packing": "whether rows are laid together",
     "template": "how a conversation becomes text",
     "loop": "steps, checkpoints, evaluations",
     "generation": "how answers are drawn",
@@ -90,7 +92,7 @@ def _of_group(group: type[OptionGroup], name: str) -> Schema:
     if name in _choices():
         found = {"type": "string", "enum": _choices()[name]}
     elif found.get("type") == "array":
-        found = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
+        found = {"anyOf": [{"type": "array", "items": found["items"]}, {"type": "string"}]}
     return found | about
 
 
@@ -125,8 +127,8 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 
 def type_words(schema: Schema) -> str:
     """`a whole number above 0`, `one of cpu, auto`: what a value may be."""
-    if schema.get("anyOf", [{}])[0].get("items") == {"type": "string"}:
-        return "a list, or text with commas"
+    if (items := schema.get("anyOf", [{}])[0].get("items")) in ({"type": "string"}, {"type": "number"}):
+        return f"a list{' of numbers' if items['type'] == 'number' else ''}, or text with commas"
     if "anyOf" in schema:
         variants = [type_words(variant) for variant in schema["anyOf"] if variant.get("type") != "null"]
         return " or ".join(dict.fromkeys(variants))

@@ -7,6 +7,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -46,6 +47,11 @@ _WHY = {
     signal.SIGBUS: "; perhaps the disk that holds the cache is full (FINERY_CACHE names another folder)",
 }
 """What ends a process that encodes, by signal."""
+
+
+def kind_of(reason: str) -> str:
+    """Reasons that differ only in numbers, such as the place in a record, are of one kind."""
+    return re.sub(r"\d+", "#", reason)
 
 
 @dataclass
@@ -174,8 +180,8 @@ class Encoder:
             try:
                 while heard.poll():
                     source, row, reason = heard.recv()
-                    if (source, reason) not in self._told and len(self._told) < MOST_TOLD:
-                        self._told.add((source, reason))
+                    if (source, kind_of(reason)) not in self._told and len(self._told) < MOST_TOLD:
+                        self._told.add((source, kind_of(reason)))
                         found = self.feeds[0].sources[source]
                         log.warning("data set %s: %s is left out: %s", found.name, found.place(row), reason)
             except (EOFError, OSError):  # the process has ended
@@ -263,8 +269,8 @@ class _Work:
             raise UserError(*(f"{source.told(row)}: {line}" for line in error.complaints)) from None
 
     def _note(self, source: int, record: int, reason: str) -> None:
-        if (source, reason) not in self.noted and len(self.noted) < MOST_TOLD:
-            self.noted.add((source, reason))
+        if (source, kind_of(reason)) not in self.noted and len(self.noted) < MOST_TOLD:
+            self.noted.add((source, kind_of(reason)))
             self.says.send((source, record, reason))
 
     def _place(self) -> str:

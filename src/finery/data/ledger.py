@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finery.data.encoder import kind_of
 from finery.data.rows.base import Cut
 from finery.data.sets import BlockSet, PackedSet, SampleSet, UnitSet
 
@@ -39,7 +40,7 @@ class _Count:
     lost_headers: int = 0
     trailing: int = 0
     first_cut: list[str] = field(default_factory=list)
-    left_out: dict[str, list[Any]] = field(default_factory=dict)  # reason: count, first places
+    left_out: dict[str, list[Any]] = field(default_factory=dict)  # by kind: the first reason, count, first places
     lengths: list[NDArray[np.int32]] = field(default_factory=list)
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     records: list[NDArray[np.int64]] = field(default_factory=list)
@@ -53,7 +54,7 @@ class _Count:
             "samples": self.taken,
             "seen": self.seen,
             "used": self.used,
-            "left_out": [{"reason": reason, "samples": count, "first": first} for reason, (count, first) in self.left_out.items()],
+            "left_out": [{"reason": reason, "samples": count, "first": first} for reason, count, first in self.left_out.values()],
             "rows": self.rows,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised,
@@ -125,10 +126,11 @@ def _add(total: _Count, samples: SampleSet, number: int, records: NDArray[np.int
     for record in records[cut][: _NUM_FIRST - len(total.first_cut)]:
         total.first_cut.append(source.place(int(record)))
     for record in records[~used][:_MOST_REASONS_READ].tolist():
-        line = total.left_out.setdefault(store.reason(record), [0, []])
-        line[0] += 1
-        if len(line[1]) < _NUM_FIRST:
-            line[1].append(source.place(record))
+        reason = store.reason(record)
+        line = total.left_out.setdefault(kind_of(reason), [reason, 0, []])
+        line[1] += 1
+        if len(line[2]) < _NUM_FIRST:
+            line[2].append(source.place(record))
     total.lengths.append(entries["num_ids"][used])
     total.hashes.append(entries["hash"][used])
     total.records.append(records[used])
