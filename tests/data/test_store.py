@@ -90,6 +90,9 @@ def test_what_is_not_written_is_not_there(tmp_path: Path) -> None:
     store.forget(3)
     assert store.read(3) is None
     assert len(TokenStore.create(tmp_path / "empty", 0, KEY).entries) == 0
+    TokenStore.create(tmp_path / "large", 100_000, KEY)
+    index = (tmp_path / "large" / "index.bin").stat()
+    assert index.st_blocks * 512 >= index.st_size, "no hole, which could not be filled on a full disk"
 
 
 def test_a_sample_of_very_many_rows(tmp_path: Path) -> None:

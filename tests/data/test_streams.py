@@ -89,9 +89,9 @@ def test_a_run_on_a_stream(
     assert "train: 12 samples" in told and "step 3/3" in told
     assert {one["path"] for one in hub} == {"org/x"}
     assert main(["train", *words, "max_steps=-1", "overwrite_output_dir=true"]) == 2
-    assert "'streaming' needs 'max_steps'" in capsys.readouterr().err
+    assert "'streaming' of 'org/x' from a hub needs 'max_steps'" in capsys.readouterr().err
     assert main(["train", *words, "val_size=2", "overwrite_output_dir=true"]) == 2
-    assert "it cannot be split by 'val_size'" in capsys.readouterr().err
+    assert "'streaming' of 'org/x' from a hub cannot be split by 'val_size'" in capsys.readouterr().err
 
 
 @pytest.mark.network

@@ -64,7 +64,7 @@ class JinjaTemplate(Template):
         return self.__dict__ | {"_plain_render": None}  # compiled code does not travel
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._plain_render = compiled_chat_template(self.tokenizer)
 
     @property

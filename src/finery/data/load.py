@@ -97,6 +97,21 @@ class DataOptions(OptionGroup):
                 yield Finding(key, "names a data set twice; it is used once", fatal=False)
             if catalogue is not None:  # else it lies on a hub, and is read when the run begins
                 yield from (finding for name in names for finding in check_name(key, name, catalogue, run.method))
+        if self.streaming and catalogue is not None:
+            yield from self._check_streaming(catalogue, run.loop.max_steps)
+
+    def _check_streaming(self, catalogue: Catalogue, max_steps: int) -> Iterator[Finding]:
+        """What a stream cannot be asked for; files of any size on this machine can."""
+        names = tuple(dict.fromkeys(self.dataset))
+        hub = [name for name in names if catalogue.is_hub(name)]
+        if not hub:
+            return
+        if max_steps <= 0:
+            yield Finding("streaming", f"of {hub[0]!r} from a hub needs 'max_steps': a stream does not say how many rows it has")
+        if len(names) > 1:
+            yield Finding("streaming", f"of {hub[0]!r} from a hub cannot be mixed with other data sets; leave it out")
+        if self.val_size:
+            yield Finding("streaming", f"of {hub[0]!r} from a hub cannot be split by 'val_size'; give an 'eval_dataset'")
 
     def _check_mixing(self) -> Iterator[Finding]:
         assert self.mix_strategy in STRATEGIES

@@ -90,6 +90,14 @@ class Catalogue:
         """Whether `name` means nothing without the file of entries."""
         return not (name in self.entries or self.online or self.path(name) or _looks_like_path(name))
 
+    def is_hub(self, name: str) -> bool:
+        """Whether a name means a data set on a hub."""
+        try:
+            entry = self.entry(name)
+        except UserError:
+            return False
+        return entry is not None and entry.hub is not None
+
     def path(self, name: str) -> str | None:
         """The file, folder or pattern that `name` is, seen from the working folder or from `dataset_dir`."""
         for base in (Path(), *([self.folder] if self.folder else [])):

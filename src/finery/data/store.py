@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from finery.data.content import full_disk
 from finery.data.rows.base import IGNORED, Encoded, Row
 from finery.errors import UserError
 from finery.files import digest
@@ -40,6 +41,7 @@ ENTRY = np.dtype(
 SHARD_BYTES = 1 << 24
 """A shard is followed by the next when it is larger. Small ones keep little of them mapped at a time."""
 _MOST_MAPPED = 4
+_PIECE = 1 << 16
 
 
 @cache
@@ -67,8 +69,12 @@ class TokenStore:
         folder.mkdir(parents=True, exist_ok=True)
         if not index.exists() or index.stat().st_size != size * ENTRY.itemsize:
             (folder / "key.json").write_text(json.dumps({"size": size, **key}, ensure_ascii=False, indent=1), encoding="utf-8")
-            with index.open("wb") as file:
-                file.truncate(size * ENTRY.itemsize)  # a hole: it takes no room until it is written
+            try:
+                with index.open("wb") as file:
+                    for start in range(0, size, _PIECE):  # written, and not a hole, whose filling on a full disk would end a process
+                        file.write(bytes(min(_PIECE, size - start) * ENTRY.itemsize))
+            except OSError as error:
+                raise full_disk(error) or error from None
         return cls(folder, size)
 
     @property

@@ -28,6 +28,8 @@ class Chat(Rows):
         """The pieces of a sample, cut to `cutoff_len` as `truncation` says."""
         if sample.unanswered:
             return _Draft((), sample.unanswered)
+        if sample.images or sample.videos or sample.audios:
+            return _Draft((), "it comes with images, videos or audios, which this stage does not read")
         try:
             conversations = self.template.encode(sample)
         except BadRecord as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finery.data.content import Rate
+from finery.data.content import Rate, full_disk
 from finery.data.tables.arrow import Arrow, Mapped
 from finery.errors import UserError
 
@@ -56,7 +56,7 @@ class Parquet(Arrow):
         else:
             try:
                 sizes = list(_unpack_all(file, path, beside / ROWS))
-            except pa.ArrowException as error:
+            except (pa.ArrowException, OSError) as error:
                 raise fault(path, error) from None
         np.save(beside / "ends.npy", np.cumsum(sizes, dtype=np.int64))
 
@@ -90,8 +90,8 @@ class Parquet(Arrow):
                 # one chunk a column, so that every batch but the last has as many rows as is counted on
                 out.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
             beside.replace(path)
-        except pa.ArrowException as error:
-            raise fault(self.path, error) from None
+        except (pa.ArrowException, OSError) as error:
+            raise fault(self.told_as, error) from None
         finally:
             beside.unlink(missing_ok=True)
 
@@ -125,5 +125,6 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
 
 
 def fault(path: Path, error: BaseException) -> UserError:
-    """The complaint about a file."""
-    return UserError(f"{path} cannot be read as a parquet file: {str(error).splitlines()[0]}")
+    """The complaint about a file, or about the disk that it is unpacked to."""
+    full = full_disk(error) if isinstance(error, OSError) else None
+    return full or UserError(f"{path} cannot be read as a parquet file: {str(error).splitlines()[0]}")
