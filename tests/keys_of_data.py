@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import datasets
 import pytest
 
+from finery.data.streams import StreamTable
 from watched import Bench, Case, Outcome, has, losses, says, steps
 
 EPOCH = {"max_steps": None, "num_train_epochs": 1, "per_device_train_batch_size": 12}
@@ -171,6 +173,30 @@ def train_sampling_strategy(bench: Bench) -> None:
     assert max(max(step) - min(step) for step in lengths) < 69 - 50
 
 
+def streams(bench: Bench) -> dict[str, Any]:
+    """Keys of a data set on a hub that `datasets` streams: the records of `sums`."""
+    records = json.loads((bench.data_dir / "sums.json").read_text())
+    bench.patch.setattr(datasets, "load_dataset", lambda *place, **how: datasets.IterableDataset.from_generator(lambda: iter(records)))
+    bench.patch.setattr(StreamTable, "content", property(lambda self: f"sums {self.settings}"))
+    return {"dataset": "x", "dataset_dir": {"x": {"hf_hub_url": "org/sums"}}}
+
+
+def streaming(bench: Bench) -> None:
+    base = streams(bench)
+    assert "'dataset'" not in (complaint := bench.train(**base).complaint) and complaint, "there is no hub to fetch from"
+    streamed = bench.train(**base, streaming=True, disable_shuffling=True)
+    assert streamed.trainer.train_dataset.samples.sources[0].sequential
+    assert losses(streamed) == losses(bench.once(disable_shuffling=True))
+    assert "needs 'max_steps'" in bench.train(**base, streaming=True, max_steps=None).complaint
+
+
+def buffer_size(bench: Bench) -> None:
+    """Among one there is nothing to shuffle."""
+    base = streams(bench)
+    shuffled, alone = bench.train(**base, streaming=True), bench.train(**base, streaming=True, buffer_size=1)
+    assert losses(shuffled) != losses(alone) == losses(bench.once(disable_shuffling=True))
+
+
 TRAINED: dict[str, Case] = {
     "dataset": Case("names", says("train: 6 samples"), (False, True)),
     "eval_dataset": Case("names", has("eval_results.json"), (False, True)),
@@ -185,7 +211,6 @@ OTHERS: dict[str, Callable[[Bench], None]] = {
     for case in (
         overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, mix_strategy, interleave_probs,
         eval_on_each_dataset, packing, neat_packing, packing_contaminated, tokenized_path, train_sampling_strategy,
+        streaming, buffer_size,
     )
 }  # fmt: skip
-LATER = {"streaming", "buffer_size"}
-"""Read by nothing until data sets of a hub are read as they come."""

@@ -91,10 +91,10 @@ def spell(rows: Iterable[Row]) -> list[str]:
 
 
 def in_order(units: Any) -> list[str]:
-    """The texts of all rows of a set, unit by unit, asked for as the loop does."""
+    """The texts of all rows of a set, unit by unit, in whatever order they are dealt."""
     units.begin(0)
     found: list[str] = []
     for unit in range(len(units)):
-        units.advance(unit, 1)
+        units.advance(0, len(units))
         found += spell(units[unit])
     return found

@@ -25,6 +25,11 @@ class _Stderr(logging.StreamHandler):
         return sys.stderr
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 sample`, `2,000 samples`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module, set up on first use. Other ranks than the first only tell of errors."""
     root = logging.getLogger("finery")

@@ -2,22 +2,21 @@
 
 import contextlib
 import errno
-import multiprocessing
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import finery.data.claim
 from finery.data.load import Sets
 from finery.data.sets import UnitSet
 from finery.errors import UserError
-from letters import Answers, in_order, letter_rows, open_sets, slowly, spell, write_texts
+from letters import in_order, letter_rows, open_sets, slowly, spell, write_texts
 
 SOON = 5.0
 """Seconds within which trouble is told."""
@@ -116,6 +115,48 @@ def test_a_file_that_is_taken_away_is_read_to_its_end(entry: dict[str, Any], tmp
     sets.stop()
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet"])
+def test_a_file_that_is_changed_while_it_is_read_is_told(name: str, tmp_path: Path) -> None:
+    """And none of what it says now is kept as what it said before."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / name
+
+    def write(texts: list[str]) -> None:
+        if name == "x.jsonl":
+            write_texts(path, texts)
+        elif name == "x.json":
+            path.write_text(json.dumps([{"text": text} for text in texts]))
+        else:
+            parquet.write_table(pa.table({"text": texts}), path, row_group_size=50)
+
+    write(TEXTS)
+    entry = {"x": {"file_name": str(path), "columns": {"prompt": "text"}}}
+    sets = open_sets(entry, letter_rows(seen=slowly(0.001)), sampling="sequential")
+    assert sets.encoder is not None
+    units_of(sets).advance(0, 1)
+    while sets.encoder.num_done() < 100:
+        time.sleep(0.01)
+    write([text.upper() for text in TEXTS])
+    assert str(told_soon(sets)).endswith(f"{name} was changed while this run was reading it; start again")
+    with contextlib.suppress(UserError):
+        in_order(open_sets(entry).train)
+    write(TEXTS)
+    assert 0 < rest(entry) < len(TEXTS)
+
+
+def test_a_file_of_which_only_the_time_is_changed_is_read_on(entry: dict[str, Any], tmp_path: Path) -> None:
+    sets = open_sets(entry, letter_rows(seen=slowly(0.0005)))
+    assert sets.encoder is not None
+    units_of(sets).advance(0, 1)
+    while not sets.encoder.num_done():
+        time.sleep(0.005)
+    os.utime(tmp_path / "x.jsonl")
+    assert in_order(sets.train) == TEXTS
+    sets.stop()
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_a_full_disk_is_told(entry: dict[str, Any], first: bool, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Whether everything is encoded first, or beside the training."""
@@ -176,122 +217,6 @@ def test_a_disk_that_is_really_full(small_disk: Path, name: str, tmp_path: Path,
     sets.stop()
 
 
-Work = Callable[[Any], None]
-
-
-@contextlib.contextmanager
-def another_run(work: Work, **environment: str) -> Iterator[tuple[Any, Any]]:
-    """A process of its own that does `work` with the end of a pipe: it, and the other end."""
-
-    def begin(says: Any) -> None:
-        finery.data.claim._HELD.clear()  # the locks of this process are not that one's
-        os.environ.update(environment)
-        work(says)
-
-    context = multiprocessing.get_context("fork")
-    heard, says = context.Pipe()
-    process = context.Process(target=begin, args=(says,))
-    process.start()
-    says.close()
-    try:
-        yield process, heard
-    finally:
-        process.kill()
-        process.join()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and not merely to be buried."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def test_a_killed_run_leaves_no_process_and_the_next_goes_on(entry: dict[str, Any], cache: Path) -> None:
-    def work(says: Any) -> None:
-        sets = open_sets(entry, letter_rows(seen=slowly(0.002)), preprocessing_num_workers=2)
-        assert sets.encoder is not None
-        units_of(sets).advance(0, 1)
-        says.send([process.pid for process in sets.encoder._processes])
-        while True:
-            says.send(sets.encoder.num_done())
-            time.sleep(0.01)
-
-    with another_run(work) as (process, heard):
-        helpers = heard.recv()
-        while heard.recv() < 200:
-            pass
-        assert all(map(is_running, helpers))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        since = time.monotonic()
-        assert 0 < rest(entry) <= len(TEXTS) - 200, "the lock and what was encoded are the next run's at once"
-        while any(map(is_running, helpers)):
-            assert time.monotonic() - since < SOON
-            time.sleep(0.02)
-    assert len(list((cache / "encoded").iterdir())) == 1
-
-
-def test_two_runs_at_once(entry: dict[str, Any], cache: Path) -> None:
-    """Each has a store of its own; later ones find both free."""
-
-    def work(says: Any) -> None:
-        sets = open_sets(entry, letter_rows(seen=slowly(0.001)))
-        says.send("begun")
-        says.send(in_order(sets.train))
-        assert sets.encoder is not None
-        says.send((sets.encoder.num_done(), sets.encoder.feeds[0].stores[0].folder.name))
-        says.recv()
-
-    with another_run(work) as (_, one), another_run(work) as (_, other):
-        assert [one.recv(), other.recv()] == ["begun", "begun"]
-        assert one.recv() == other.recv() == TEXTS
-        (done, first), (done_too, second) = one.recv(), other.recv()
-        assert done == done_too == len(TEXTS)
-        assert {first, second} == {path.name for path in (cache / "encoded").iterdir()}
-        assert abs(len(first) - len(second)) == len(".2")
-    assert rest(entry) == 0
-    with another_run(work) as (_, one):
-        assert one.recv() == "begun"
-        assert one.recv() == TEXTS
-        assert one.recv()[0] in (0, len(TEXTS))  # this process holds the first store still
-
-
-def test_a_folder_of_the_users_own_has_one_writer(entry: dict[str, Any], tmp_path: Path) -> None:
-    tokens = str(tmp_path / "tokens")
-
-    def work(says: Any) -> None:
-        open_sets(entry, letter_rows(kind=Answers), tokenized_path=tokens)
-        says.send("done")
-        says.recv()
-
-    with another_run(work) as (_, heard):
-        assert heard.recv() == "done"
-        with pytest.raises(UserError, match=r"tokens/x is being written by another run; wait for its end or name another folder"):
-            open_sets(entry, letter_rows(kind=Answers), tokenized_path=tokens)
-    sets = open_sets(entry, letter_rows(kind=Answers), tokenized_path=tokens)
-    assert sets.encoder is not None
-    assert sets.encoder.num_done() == 0
-
-
-def test_other_processes_of_a_run_read_what_the_first_writes(entry: dict[str, Any], cache: Path) -> None:
-    """Whichever of them is there first."""
-    run = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "a"}
-
-    def work(says: Any) -> None:
-        sets = open_sets(entry, letter_rows(seen=slowly(0.001)))
-        assert sets.encoder is not None
-        says.send((in_order(sets.train), sets.encoder.num_done(), len(sets.encoder._processes)))
-        says.recv()
-
-    with another_run(work, **run, LOCAL_RANK="1") as (_, early):
-        time.sleep(0.3)
-        with another_run(work, **run, LOCAL_RANK="0") as (_, writer), another_run(work, **run, LOCAL_RANK="2") as (_, late):
-            assert writer.recv() == (TEXTS, len(TEXTS), 1)
-            assert early.recv() == late.recv() == (TEXTS, 0, 0)
-    assert len(list((cache / "encoded").iterdir())) == 1
-
-
 def test_it_keeps_ahead_and_goes_no_further(tmp_path: Path) -> None:
     """Only what the loop is about to take is encoded, from where it begins."""
     texts = [f"{n:05d}" for n in range(6000)]
@@ -308,3 +233,15 @@ def test_it_keeps_ahead_and_goes_no_further(tmp_path: Path) -> None:
     assert not store.entries["present"][1100:first].any()
     assert not store.entries["present"][last + 128 :].any()
     sets.stop()
+
+
+def test_a_sample_that_nobody_has_asked_for_is_not_waited_for(tmp_path: Path) -> None:
+    """Far ahead of the loop, and when the encoding has ended."""
+    texts = [f"{n:05d}" for n in range(3000)]
+    sets = open_sets({"x": write_texts(tmp_path / "x.jsonl", texts)}, sampling="sequential")
+    units = units_of(sets)
+    since = time.monotonic()
+    assert spell(units[2900]) == ["02900"]
+    sets.stop()
+    assert spell(units[2950]) == ["02950"]
+    assert time.monotonic() - since < SOON

@@ -195,7 +195,7 @@ def test_val_size_must_leave_something(make_data: MakeData, load: Load) -> None:
 
 
 def test_a_part_of_a_split(make_data: MakeData, load: Load, learnt: Learnt) -> None:
-    for split, wanted in (("train[:20%]", range(2)), ("train[7:]", range(7, 10)), ("train[-3:-1]", range(7, 9)), ("train[50%:6]", [5])):
+    for split, wanted in (("train[:20%]", range(2)), ("train[7:]", range(7, 10)), ("train[-3:-1]", range(7, 9)), ("train[50%:60%]", [5])):
         folder = make_data(records(10), split=split)
         assert learnt(load(folder).train) == [f"answer {n}" for n in wanted], split
     with pytest.raises(UserError, match=r"data set 'x': its split 'train\[6:2\]' holds no records"):
@@ -279,10 +279,10 @@ def test_a_line_that_is_no_json_is_left_out(make_data: MakeData, load: Load, lea
     lines = [LINES.split("\n")[0], '{"instruction": ', "\ufffe", *LINES.split("\n")[1:], '{"instruction": "cut o']
     sets = load(make_data("\n\n".join(lines), "x.jsonl"))
     assert learnt(sets.train) == THREE
-    (one, two, three) = left_out(sets)
-    assert one == ("this line is not JSON: Expecting value (column 17)", 1, ["x.jsonl row 1 (line 3)"])
-    assert two == ("this line is not JSON: Expecting value (column 1)", 1, ["x.jsonl row 2 (line 5)"])
-    assert three[0].startswith("this line is not JSON: Unterminated string")
+    assert left_out(sets) == [
+        ("this line is not JSON: Expecting value (column 17)", 2, ["x.jsonl row 1 (line 3)", "x.jsonl row 2 (line 5)"]),
+        ("this line is not JSON: Unterminated string starting at (column 17)", 1, ["x.jsonl row 5 (line 11)"]),
+    ]
 
 
 def test_broken_characters_are_left_out(make_data: MakeData, load: Load, learnt: Learnt) -> None:

@@ -14,7 +14,7 @@ from finery.data.order import ByLength, Order, Sequential, Shuffled, mix, permut
 from finery.training.sampler import StepSampler
 from letters import letter_rows, open_sets, slowly, spell, write_texts
 
-SIZES = [*range(1, 70), 127, 128, 129, 1000, 4095, 4096, 4097, 65_537]
+SIZES = [*range(1, 40), 127, 128, 129, 1000, 4095, 4096, 4097, 65_537]
 
 
 def lengths_of(size: int, seed: int = 0) -> Any:
@@ -85,7 +85,7 @@ def test_a_shuffled_order_looks_random(size: int) -> None:
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 8, 12])
 def test_small_orders_are_all_alike_probable(size: int) -> None:
     """Every sample stands at every place equally often, and first two samples are every pair equally often."""
-    num_seeds = 3000
+    num_seeds = 1500
     found = np.stack([permute(np.arange(size), size, mix(seed, 0)) for seed in range(num_seeds)])
     grid = np.stack([np.bincount(found[:, place], minlength=size) for place in range(size)])
     assert abs(grid / num_seeds - 1 / size).max() < 5 * np.sqrt(1 / size * (1 - 1 / size) / num_seeds)
@@ -180,6 +180,7 @@ def dealt(sets: Sets, num_loader_workers: int, epoch: int = 0) -> Iterator[list[
         yield [text for unit in step for text in spell(unit)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("options", [{}, {"mix_strategy": "interleave_over", "interleave_probs": "0.5, 0.5", "val_size": 0.1}])
 def test_the_order_does_not_depend_on_workers(
     entries: dict[str, Any], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

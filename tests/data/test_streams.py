@@ -25,7 +25,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"path": path, "name": name, **options})
         if path == "org/gone":
             raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/gone' doesn't exist on the Hub")
-        return datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+        # two shards, which the library shuffles and reads by threads of its own
+        return datasets.IterableDataset.from_generator(
+            lambda parts: (row for part in parts for row in part), gen_kwargs={"parts": [ROWS[:25], ROWS[25:]]}
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(StreamTable, "content", property(lambda self: f"{self.repository}@1 {self.settings}"))
@@ -33,7 +36,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def table(rows: int | None = 120, buffer: int = 16, seed: int = 3, shuffle: bool = True, **entry: Any) -> StreamTable:
-    return StreamTable("x", DatasetEntry.model_validate({"hf_hub_url": "org/x", **entry}), StreamSettings(rows, buffer, seed, shuffle), "secret")
+    return StreamTable(
+        "x", DatasetEntry.model_validate({"hf_hub_url": "org/x", **entry}), StreamSettings(rows, buffer, seed, shuffle), "secret"
+    )
 
 
 def test_rows_come_in_order_or_shuffled(hub: list[dict[str, Any]]) -> None:

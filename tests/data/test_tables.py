@@ -111,20 +111,8 @@ def test_lists_and_lines(opened: Open, name: str, text: str) -> None:
 @pytest.mark.parametrize("window", [3, 4, 7, 16, 61, 1 << 22])
 def test_values_across_the_border_of_what_is_held(opened: Open, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finery.data.tables.json._WINDOW_BYTES", window)
-    values: list[Any] = [
-        *RECORDS,
-        12345678901234567890,
-        -0.5e-7,
-        1.5,
-        True,
-        None,
-        "",
-        "好" * 50,
-        [],
-        {},
-        [[[[1, [2]]]]],
-        {"long": "y" * 400},
-    ]
+    values = [*RECORDS, 12345678901234567890, -0.5e-7, 1.5, True, None, "", "好" * 50, [], {}]
+    values += [[[[[1, [2]]]]], {"long": "y" * 400}]
     for indent in (None, 3):
         table = opened(f"x{indent}.json", json.dumps(values, ensure_ascii=False, indent=indent))
         assert rows(table) == values
@@ -192,9 +180,9 @@ def test_broken_lists(complaint: Callable[..., str], text: str | bytes, words: s
         ("x.csv", 'a,b\n"x\ny",1\n"open,3\n', "x.csv:4: this is not CSV: unexpected end of data"),
         ("x.csv", "b,a,,a,b\n1,2\n", "x.csv:1: the header names 'a', 'b' twice"),
         ("x.csv", b"a,b\n1,2\n3,\xe9\n", "x.csv is not UTF-8 (after line 1: byte 0xe9); save it as UTF-8"),
-        ("x.csv", "", "x.csv is empty; it should hold records"),
         ("x.csv", zstd(b"a,b\n1,2\n"), "x.csv is compressed by zstd; let its name end in .zst"),
         ("x.txt", "", "x.txt is empty; it should hold records"),
+        ("x.csv", "", "x.csv is empty; it should hold records"),
         ("x.txt", b"\0" * 9, "x.txt is not text: it holds zero bytes; is it the right file?"),
         ("x.jsonl", b"\xfe\xff\0[", "x.jsonl is text in UTF-16; save it as UTF-8"),
         ("x.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "x.jsonl.gz cannot be unpacked, it may be cut off: Compressed file ended"),
@@ -235,6 +223,11 @@ def test_broken_lines_are_told_one_by_one(opened: Open) -> None:
     assert rows(opened("x.json", deep + b"\n{}")) == ["this line nests its values too deeply to be read", {}]
     told = "this line is not UTF-8 (byte 7: 0xe9); save the file as UTF-8"
     assert rows(opened("x.json", b'[{"a": "\xe9"}, {"a": "\xc3\xa9"}]')) == [told, {"a": "é"}]
+    long = "1" * 5000
+    for name, text in (("x.json", f'[{{"a": {long}}}, {{}}]'), ("x.jsonl", f'{{"a": {long}}}\n{{}}')):
+        said, other = rows(opened(name, text))
+        assert said.startswith("this line is not JSON that can be read: Exceeds the limit (4300 digits)")
+        assert other == {}
     assert math.isnan(rows(opened("x.json", '[{"a": NaN}]'))[0]["a"])
 
 
@@ -375,7 +368,7 @@ def read_in_a_fork(table: Table, order: list[int], expected: list[Any]) -> bool:
 def test_any_records_read_back_in_any_order(opened: Open, kind: str, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seeded search for records that do not; after a fork and a pickle, too, whether or not the table was read before."""
     dice = random.Random(f"{kind}{packing}")
-    for turn in range(12):
+    for turn in range(9):
         monkeypatch.setattr("finery.data.tables.json._WINDOW_BYTES", dice.choice([3, 17, 100, 1 << 22]))
         monkeypatch.setattr("finery.data.tables.jsonl.CHUNK_BYTES", dice.choice([3, 17, 100, 1 << 24]))
         records = [flat(dice) if kind == "parquet" else {"x": made_up(dice)} for _ in range(dice.choice([1, 2, 60, 300]))]
@@ -390,6 +383,5 @@ def test_any_records_read_back_in_any_order(opened: Open, kind: str, packing: st
         assert [table[row] for row in order] == expected, turn
         if turn % 3 == 0:
             assert read_in_a_fork(table, order[::-1], expected[::-1])
-        assert [pickle.loads(pickle.dumps(table))[row] for row in order[:3]] == expected[:3]
         assert [fresh[row] for row in order] == expected
         assert [table[row] for row in order[::-1]] == expected[::-1]

@@ -62,7 +62,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit"),
         ({"max_steps": 0}, "'max_steps' should be 1 or more"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 100}, "leaves no step"),
-        ({"metric_for_best_model": "accuracy"}, "'metric_for_best_model' should be loss or eval_loss, which is what evaluation measures, found 'accuracy'"),
+        ({"metric_for_best_model": "accuracy"}, "'metric_for_best_model' should be loss or eval_loss, which is what evaluation measures"),
     ],
 )
 def test_what_does_not_fit_is_told(changes: dict[str, Any], wanted: str, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

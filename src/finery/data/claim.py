@@ -107,7 +107,8 @@ def _find(candidates: list[Path], folder: Path) -> Path:
         for candidate in candidates:
             if not candidate.exists():
                 break
-            if _owner(candidate).get("run") == run_name() and (candidate / "index.bin").exists():
+            # an earlier run may have had the same name
+            if _owner(candidate).get("run") == run_name() and _is_alive(candidate) and (candidate / "index.bin").exists():
                 return candidate
         time.sleep(_LOOK_SECONDS)
     raise UserError(f"the process that encodes the data has not begun within {PATIENCE_SECONDS:.0f} seconds ({folder})")

@@ -47,11 +47,7 @@ def identify(path: Path, anew: bool = False) -> tuple[str, bool]:
 
     It is remembered by path, size, time of change and inode; `anew` forgets that.
     """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    stamp = digest(str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    stamp = digest(str(path.resolve()), _stamp(path))
     note = cache_folder() / "files" / "seen" / f"{stamp}.json"
     if not anew:
         with suppress(OSError, ValueError, KeyError):
@@ -65,12 +61,28 @@ def identify(path: Path, anew: bool = False) -> tuple[str, bool]:
     return content, False
 
 
+def _stamp(path: Path) -> str:
+    """By what a file is taken for unchanged."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
+def check_unchanged(path: Path, content: str) -> None:
+    """Raise `UserError` where a file no longer is what it was read as; another time of change costs a look at its content."""
+    if identify(path)[0] != content:
+        raise UserError(f"{path} was changed while this run was reading it; start again")
+
+
 class ContentGuard(threading.Thread):
     """Reads files whole beside the training and compares them with what they were taken for by size, time and inode."""
 
     def __init__(self, taken: dict[Path, str]) -> None:
         super().__init__(daemon=True, name="content guard")
         self.taken = taken
+        self.stamps = {path: _stamp(path) for path in taken}
         self.problem = ""
         if taken:
             self.start()
@@ -79,9 +91,12 @@ class ContentGuard(threading.Thread):
         """Hash one file after the other."""
         for path, content in self.taken.items():
             try:
-                found = hash_file(path)
+                found, changed = hash_file(path), _stamp(path) != self.stamps[path]
             except UserError as error:
                 self.problem = str(error)
+                return
+            if found != content and changed:
+                self.problem = f"{path} was changed while this run was reading it; start again"
                 return
             if found != content:
                 identify(path, anew=True)

@@ -41,6 +41,8 @@ MOST_TOLD = 20
 """How many kinds of left-out samples are told while they are met."""
 _IDLE_SECONDS = 0.005
 _LOOK_SECONDS = 0.002
+_MOST_LOOKS = 50
+"""So often in a row the processes are seen idle until a sample that nobody has asked for is no longer waited for."""
 _MESSAGE_BYTES = 1 << 15
 _WHY = {
     signal.SIGKILL: "; perhaps there was too little memory",
@@ -89,6 +91,7 @@ class _Shared:
         self.wanted: Any = RawArray(ctypes.c_int64, num_feeds)  # up to which
         self.busy: Any = RawArray(ctypes.c_int64, 2 * num_workers)  # source and row that each process is at
         self.done: Any = RawArray(ctypes.c_int64, num_workers)  # samples encoded by each
+        self.idle: Any = RawArray(ctypes.c_int64, num_workers)  # 1 where one has encoded all that is wanted
         self.failed: Any = RawValue(ctypes.c_int64, 0)  # 1: what a user can mend, 2: a fault of ours
         self.message: Any = RawArray(ctypes.c_char, _MESSAGE_BYTES)
         self.stop: Any = RawValue(ctypes.c_int64, 0)
@@ -108,17 +111,25 @@ class Encoder:
         self.rows = rows
         self.guard = guard
         self.shared = _Shared(len(feeds), max(num_workers, 1))
+        self._num_workers = num_workers
         self._processes: list[Any] = []
         self._notes: list[Any] = []
         self._told: set[tuple[int, str]] = set()
+        self._telling = threading.Lock()  # a pipe that two threads read from gives neither a whole note
+        self._thread: threading.Thread | None = None
         context = multiprocessing.get_context("fork")
+        streamed = any(source.sequential for feed in feeds[:1] for source in feed.sources)
         for number in range(num_workers):
             heard, says = context.Pipe(duplex=False)
             self._notes.append(heard)
             work = _Work(rows, feeds, self.shared, number, num_workers, os.getpid(), says)
-            process = context.Process(target=work.run, daemon=True, name=f"finery encoder {number}")
-            process.start()
-            self._processes.append(process)
+            if streamed:  # a library that reads from the network has threads of its own, which do not live on in a forked process
+                self._thread = threading.Thread(target=work.run, daemon=True, name="finery encoder")
+                self._thread.start()
+            else:
+                process = context.Process(target=work.run_forked, daemon=True, name=f"finery encoder {number}")
+                process.start()
+                self._processes.append(process)
         if num_workers:
             threading.Thread(target=self._watch, daemon=True, name="encoder watch").start()
 
@@ -141,10 +152,15 @@ class Encoder:
             raise RuntimeError(self.shared.message.value.decode(errors="replace"))
 
     def wait(self, store: TokenStore, record: int) -> None:
-        """Until a record is encoded; raises what prevents it."""
-        while not store.entries["present"][record]:
+        """Until a record is encoded, or it is plain that none of the processes is about to; raises what prevents it."""
+        idle = 0
+        while not store.entries["present"][record] and idle < _MOST_LOOKS:
             self.check()
+            idle = idle + 1 if self._is_idle() else 0
             time.sleep(_LOOK_SECONDS)
+
+    def _is_idle(self) -> bool:
+        return bool(self.shared.stop.value or (self._num_workers and all(self.shared.idle)))
 
     def num_done(self) -> int:
         """Samples encoded by this run so far."""
@@ -158,6 +174,8 @@ class Encoder:
             if process.is_alive():
                 process.terminate()
         self._processes = []
+        if self._thread is not None:
+            self._thread.join(5)
         self._tell()
         if self.guard is not None and self.guard.is_alive():
             self.guard.join(GUARD_SECONDS)  # a short run may end before its files are read
@@ -176,16 +194,17 @@ class Encoder:
 
     def _tell(self) -> None:
         """Say which samples were left out, the first of each kind at once; the ledger has them all."""
-        for heard in self._notes:
-            try:
-                while heard.poll():
-                    source, row, reason = heard.recv()
-                    if (source, kind_of(reason)) not in self._told and len(self._told) < MOST_TOLD:
-                        self._told.add((source, kind_of(reason)))
-                        found = self.feeds[0].sources[source]
-                        log.warning("data set %s: %s is left out: %s", found.name, found.place(row), reason)
-            except (EOFError, OSError):  # the process has ended
-                continue
+        with self._telling:
+            for heard in self._notes:
+                try:
+                    while heard.poll():
+                        source, row, reason = heard.recv()
+                        if (source, kind_of(reason)) not in self._told and len(self._told) < MOST_TOLD:
+                            self._told.add((source, kind_of(reason)))
+                            found = self.feeds[0].sources[source]
+                            log.warning("data set %s: %s is left out: %s", found.name, found.place(row), reason)
+                except (EOFError, OSError):  # the process has ended
+                    continue
 
     def _place(self, number: int) -> str:
         source, row = self.shared.busy[2 * number], self.shared.busy[2 * number + 1]
@@ -207,15 +226,20 @@ class _Work:
         self.next = [number] * len(feeds)  # chunk
         self.writers: dict[int, StoreWriter] = {}
 
-    def run(self) -> None:
-        """Until told to stop, or the parent is gone."""
+    def run_forked(self) -> None:
+        """As `run`, in a process of its own."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
         gc.freeze()  # what was there before the fork is not looked at again, nor copied for that
         gc.set_threshold(50_000, 20, 100)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self.run()
+
+    def run(self) -> None:
+        """Until told to stop, or the parent is gone."""
         try:
-            while not self.shared.stop.value and os.getppid() == self.parent:
+            while not self.shared.stop.value and self.parent in (os.getppid(), os.getpid()):
                 if not any(self._turn(feed) for feed in range(len(self.feeds))):
+                    self.shared.idle[self.number] = 1
                     time.sleep(_IDLE_SECONDS)
         except UserError as error:
             self.shared.fail("\n".join(error.complaints), 1)
@@ -233,6 +257,7 @@ class _Work:
         start = chunk * CHUNK
         if start >= min(self.shared.wanted[number], begin + size):  # once around, and every sample is some process's
             return False
+        self.shared.idle[self.number] = 0
         self.next[number] = chunk + self.count
         stop = min(start + CHUNK, begin + size)
         while start < stop:  # a chunk may reach into the next epoch

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finery.data.content import CHUNK_BYTES, Rate, full_disk, identify, made_once
+from finery.data.content import CHUNK_BYTES, Rate, check_unchanged, full_disk, identify, made_once
 from finery.data.registry import FILE, DatasetEntry
 from finery.data.tables import TABLES
 from finery.errors import UserError
@@ -195,21 +195,30 @@ def open_table(path: Path, anew: bool, taken: dict[Path, str]) -> Table:
         taken[path] = content
     kind = kind_of(path)[1:]
     if path.suffix in PACKED:
-        unpacked = made_once(f"{content}.unpacked", lambda beside: _unpack(path, beside / f"records.{kind}"))
-        inner = unpacked / f"records.{kind}"
+
+        def unpack(beside: Path) -> None:
+            _unpack(path, beside / f"records.{kind}")
+            check_unchanged(path, content)
+
+        inner = made_once(f"{content}.unpacked", unpack) / f"records.{kind}"
         return _open(inner, kind, content, path)
     return _open(path, kind, content, path)
 
 
 def _open(path: Path, kind: str, content: str, told_as: Path) -> Table:
+    def build(beside: Path) -> None:
+        table.build(path, beside)
+        check_unchanged(told_as, content)
+
     try:
         kind = _sniffed(path, kind)
         table = TABLES[kind]
-        made = made_once(f"{content}.{kind}", lambda beside: table.build(path, beside))
+        made = made_once(f"{content}.{kind}", build)
     except UserError as error:
         raise UserError(*(line.replace(str(path), str(told_as)) for line in error.complaints)) from None
     opened = table(path, made)
     opened.told_as = told_as
+    check_unchanged(told_as, content)
     return opened
 
 

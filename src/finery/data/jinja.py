@@ -103,6 +103,8 @@ class JinjaTemplate(Template):
 
     def _see_calls(self, message: dict[str, Any], turn: Turn) -> None:
         """Some templates drop tool calls without a word; an empty answer is not what should be learnt."""
+        if (thought := message.get("reasoning_content", "").strip()) and thought not in self._text(turn.source[-1:] + turn.target):
+            raise BadRecord("the model's chat template does not write the thought of this answer")
         for call in message.get("tool_calls", ()):
             if call["function"]["name"] not in self._text(turn.target):
                 raise BadRecord("the model's chat template does not write tool calls")
@@ -236,7 +238,9 @@ class JinjaTemplate(Template):
         found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         for message in messages:
             if message.role == "function":
-                found.append({"role": "assistant", "content": message.before_calls, "tool_calls": _calls(message.content)})
+                said = replace(message, content=message.before_calls)
+                content = said.content if self._reads_thoughts else with_thought(said)
+                found.append({"role": "assistant", "content": content, "tool_calls": _calls(message.content)})
             elif message.role == "observation":
                 found.append({"role": "tool", "content": message.content})
             elif message.thought and not self._reads_thoughts:

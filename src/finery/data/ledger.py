@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from finery.data.encoder import kind_of
 from finery.data.rows.base import Cut
 from finery.data.sets import BlockSet, PackedSet, SampleSet, UnitSet
+from finery.log import plural
 
 FILE = "data_report.json"
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -190,9 +191,9 @@ def _notes(name: str, line: Mapping[str, Any]) -> list[str]:
         ]
         more = ", …" if line["cut_samples"] > len(line["first_cut"]) else ""
         told = f"; {', '.join(lost)}" if lost else ""
-        notes.append(f"{name}: {line['cut_samples']:,} samples cut{told} ({', '.join(line['first_cut'])}{more})")
+        notes.append(f"{name}: {plural(line['cut_samples'], 'sample')} cut{told} ({', '.join(line['first_cut'])}{more})")
     if line["without_trailing_messages"]:
-        notes.append(f"{name}: {line['without_trailing_messages']:,} samples end with messages that no answer follows, which are not read")
+        notes.append(f"{name}: samples whose last messages no answer follows, which are not read: {line['without_trailing_messages']:,}")
     return notes
 
 
@@ -204,9 +205,9 @@ def _set_notes(name: str, each: Mapping[str, Any]) -> list[str]:
         kind = "blocks" if "blocks" in packing else "packs"
         notes.append(f"{name}: {packing[kind]:,} {kind} of {packing['capacity']:,} tokens, {packing['fill']:.1%} full")
     if each.get("duplicates"):
-        notes.append(f"{name}: {each['duplicates']:,} samples are the same as another one")
+        notes.append(f"{name}: samples that repeat another one: {each['duplicates']:,}")
     if each.get("also_in_train"):
-        notes.append(f"{name}: {each['also_in_train']:,} samples are in the training set, too")
+        notes.append(f"{name}: samples that are in the training set, too: {each['also_in_train']:,}")
     return notes
 
 

@@ -76,10 +76,10 @@ class Catalogue:
         """The entry of `name`, checked; nothing where `name` is a path, whose format its records tell. Raises `UserError`."""
         if name in self.entries:
             return find_entry(name, self.entries)
-        if self.online:
-            return DatasetEntry.model_validate({f"{active_hub()}_hub_url": name})
         if self.path(name):
             return None
+        if self.online:
+            return DatasetEntry.model_validate({f"{active_hub()}_hub_url": name})
         if _looks_like_path(name):
             raise UserError(f"data set {name!r}: there is no such file or folder, and {FILE} has none of this name")
         if self.trouble:
@@ -152,6 +152,8 @@ def find_entry(name: str, entries: Mapping[str, Any]) -> DatasetEntry:
     """The entry called `name`, checked; raises `UserError`."""
     if name not in entries:
         hint = suggestion(name, entries) or f"; it knows: {', '.join(sorted(entries))}"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            hint = f"{hint}; 'dataset_dir: ONLINE' takes names from a hub"
         raise UserError(f"data set {name!r}: {FILE} has none of this name{hint}")
     if not isinstance(entries[name], Mapping):
         wanted = 'its entry should be an object such as {"file_name": "x.json"}'

@@ -118,6 +118,8 @@ class Source:
             if records and column not in found:
                 yield f"column {column!r} is in none of its first {len(records)} records{suggestion(column, found)}"
         yield from self.unread_columns().values()
+        if self.format.columns.tools is None and any(record.get("tools") for record in records):
+            yield "its records have a column 'tools' that is not read; name it as 'tools' in the columns of dataset_info.json"
         for word in WORDS:
             if word not in self.placeholders and any(f"{{{{{word}}}}}" in str(record) for record in records):
                 yield f"samples still say {{{{{word}}}}}; set 'placeholders.{word}' to fill it in"
@@ -163,15 +165,16 @@ def open_source(
         contents = [identify(file)[0] for file in files]
     if sum(len(table) for table in tables) == 0:
         raise UserError(f"data set {name!r} holds no records: {', '.join(str(table.told_as) for table in tables[:3])} is empty")
-    if entry is None:
-        entry = _detected(name, tables)
+    if entry is None or (catalogue.online and name not in catalogue.entries):
+        entry = _detected(name, tables, entry)
     source = Source(name, entry, tables, contents, placeholders)
     for doubt in source.doubts() if tells else ():
         log.warning("data set %r: %s", name, doubt)
     return source
 
 
-def _detected(name: str, tables: Sequence[Table]) -> DatasetEntry:
+def _detected(name: str, tables: Sequence[Table], entry: DatasetEntry | None) -> DatasetEntry:
+    """What the first records look like, beside what is known already."""
     records, broken = [], ""
     for table in tables:
         for row in range(min(len(table), NUM_LOOKED_AT - len(records))):
@@ -186,7 +189,8 @@ def _detected(name: str, tables: Sequence[Table]) -> DatasetEntry:
     except UserError as error:
         raise UserError(*(f"data set {name!r}: {line}" for line in error.complaints)) from None
     log.info("data set %s: %s", name, said)
-    return DatasetEntry(file_name=name, **found)
+    known = entry.model_dump(exclude_unset=True) if entry is not None else {"file_name": name}
+    return DatasetEntry.model_validate({**known, **found})
 
 
 def fill(sample: Sample, words: Mapping[str, str]) -> Sample:

@@ -226,6 +226,14 @@ def _rows(words: NDArray[np.int32], num_rows: int) -> list[Row]:
     return rows
 
 
+_DIGESTS = ("files", "tokenizer and template", "versions of Finery")
+"""Parts of a key that say nothing to people but whether they are the same."""
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    return f"{name} differ" if name in _DIGESTS else f"{name} was {json.dumps(was)[:80]}, is {json.dumps(now)[:80]}"
+
+
 def check_key(folder: Path, key: Mapping[str, Any], size: int) -> None:
     """Raise `UserError` that names what differs where a store of another key lies in `folder`."""
     path = folder / "key.json"
@@ -238,5 +246,5 @@ def check_key(folder: Path, key: Mapping[str, Any], size: int) -> None:
     wanted = json.loads(json.dumps({"size": size, **key}))
     names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if names:
-        told = "; ".join(f"{name} was {json.dumps(found.get(name))[:80]}, is {json.dumps(wanted.get(name))[:80]}" for name in names)
+        told = "; ".join(_difference(name, found.get(name), wanted.get(name)) for name in names)
         raise UserError(f"'tokenized_path': {folder} was written with other settings: {told}. Name another folder, or delete this one")

@@ -49,7 +49,7 @@ def store_key(source: Source, prepared: Preparation) -> dict[str, Any]:
         **rows.options.model_dump(mode="json"),
         "whole": rows.whole,
         "tokenizer and template": prepared.key,
-        "version": code_version(),
+        "versions of Finery": code_version(),
     }
 
 

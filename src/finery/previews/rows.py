@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finery.data.load import Sets, load_rows, load_sets
-from finery.data.rows.base import IGNORED, Row
+from finery.data.rows.base import IGNORED, Cut, Row
 from finery.data.sets import BlockSet, PackedSet, SampleSet, UnitSet
 from finery.data.template import load_template
 from finery.errors import UserError, suggestion
 from finery.run import Run
+from finery.training.sampler import StepSampler
 
 _PIECE = 1 << 16
 
@@ -28,6 +30,7 @@ class Shown:
     rows: Sequence[Row]
     text: str = ""
     cut: int = 0
+    lost: tuple[str, ...] = ()  # what the cut took beside text
     reason: str = ""
     beside: dict[str, Any] = field(default_factory=dict)
 
@@ -42,9 +45,16 @@ class Shown:
             "segments": [number for number, row in enumerate(rows) for _ in range(len(row.ids))],
             "text": self.text,
             "cut": self.cut,
+            "lost": list(self.lost),
             "reason": self.reason,
             **self.beside,
         }
+
+
+def lost(cut: int) -> tuple[str, ...]:
+    """What the flags of a cut say."""
+    said = {Cut.HEADER_LOST: "the header of a turn", Cut.END_LOST: "an end of turn"}
+    return tuple(words for flag, words in said.items() if cut & flag)
 
 
 def positions(row: Row) -> NDArray[np.int32]:
@@ -113,7 +123,7 @@ class Preview:
         encoded = samples.encode_now(place)
         beside = {"packs": units.packs_of(place)} if isinstance(units, PackedSet) else {}
         text = self.decode([id for row in encoded.rows for id in row.ids.tolist()])
-        return Shown(self._where(set_name, samples, place), encoded.rows, text, encoded.num_cut, encoded.reason, beside)
+        return Shown(self._where(set_name, samples, place), encoded.rows, text, encoded.num_cut, lost(encoded.cut), encoded.reason, beside)
 
     @staticmethod
     def _where(set_name: str, samples: SampleSet, place: int) -> dict[str, Any]:
@@ -126,9 +136,11 @@ class Preview:
         units, order, size = self.sets.train, self.sets.order, self.prepared.step_size
         if units is None or order is None:
             raise UserError("--step: this run trains on nothing: give 'dataset'")
-        whole = -(-len(units) // size)
-        if number < 1:
-            raise UserError(f"--step: steps are counted from 1, found {number}")
+        whole = len(StepSampler(order, size, drop_last=bool(self.run.trainer.get("dataloader_drop_last"))))
+        loop = self.run.loop
+        last = loop.max_steps if loop.max_steps > 0 else math.ceil(loop.num_train_epochs * whole)
+        if not 1 <= number <= last:
+            raise UserError(f"--step: this run does {last} steps, counted from 1, found {number}")
         epoch, inside = divmod(number - 1, whole)
         units.begin(epoch * order.size + inside * size)
         units.advance(epoch * order.size + inside * size, size)

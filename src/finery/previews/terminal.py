@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
+from finery.log import plural
 from finery.previews.rows import Preview, Shown, spans
 
 LEARNT = "bold green"
@@ -28,8 +29,8 @@ def title(shown: Shown) -> str:
         name = f"{where['dataset']} row {where['row']} ({where['set']})" if where["dataset"] else "a block of texts"
     tokens = sum(len(row.ids) for row in shown.rows)
     learnt = sum(row.num_supervised for row in shown.rows)
-    cut = f", {shown.cut} cut away" if shown.cut else ""
-    return f"{step}{name}: {tokens} tokens, {learnt} learnt{cut}"
+    cut = f", {shown.cut:,} cut away" if shown.cut else ""
+    return f"{step}{name}: {plural(tokens, 'token')}, {learnt:,} learnt{cut}"
 
 
 def pieces(preview: Preview, shown: Shown) -> Iterator[tuple[str, str]]:
@@ -42,7 +43,8 @@ def pieces(preview: Preview, shown: Shown) -> Iterator[tuple[str, str]]:
         for learnt, ids in spans(row):
             yield ("learnt" if learnt else "read"), preview.decode(ids.tolist())
     if shown.cut and shown.rows:
-        yield "mark", f"✂ {shown.cut} tokens cut away"
+        beside = f"; {' and '.join(shown.lost)} went with them" if shown.lost else ""
+        yield "mark", f"✂ {plural(shown.cut, 'token')} cut away{beside}"
 
 
 def _text(preview: Preview, shown: Shown) -> Text:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from finery.data.content import check_unchanged
 from finery.errors import UserError
 
 MARKS = {
@@ -45,6 +46,11 @@ class Table(ABC):
     def __getitem__(self, row: int) -> Any:
         """The record of a row; raises `BadRecord` where this row alone is broken."""
 
+    @property
+    def content(self) -> str:
+        """A digest of the file's bytes."""
+        return self.made.name.partition(".")[0]
+
     def line(self, row: int) -> int | None:
         """The line, from 1, where a row begins; nothing where the file has no lines."""
         return None
@@ -57,22 +63,33 @@ class Table(ABC):
 class Bytes:
     """Pieces of a file by place, opened when first used in a process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: str | None = None) -> None:
+        """With `content`, a digest of the file's bytes, a file that is changed while it is read is noticed."""
         self.path = path
+        self.content = content
+        self._stamp = _stamp(path.stat())
         self._descriptor: int | None = None
 
     def read(self, start: int, size: int) -> bytes:
-        """So many bytes from `start` on."""
+        """So many bytes from `start` on; raises `UserError` where they may not be those that were there at the beginning."""
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._descriptor, size, start)
+        found = os.pread(self._descriptor, size, start)
+        if self.content is not None and (stamp := _stamp(os.fstat(self._descriptor))) != self._stamp:
+            check_unchanged(self.path, self.content)
+            self._stamp = stamp
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_descriptor": None}
+        return self.__dict__ | {"_descriptor": None}
 
     def __del__(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def check_head(path: Path, head: bytes) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from finery.data.content import Rate, read_chunks
 from finery.data.sample import BadRecord
 from finery.data.tables.base import Bytes, check_head
-from finery.data.tables.jsonl import JSONLines
+from finery.data.tables.jsonl import JSONLines, save_index
 from finery.errors import UserError
 
 __all__ = ["CSV"]
@@ -27,7 +27,6 @@ class CSV(JSONLines):
     def __init__(self, path: Path, made: Path) -> None:
         super().__init__(path, made)
         self.bytes = Bytes(made / RECORDS)
-        self.lines = np.load(made / "lines.npy", mmap_mode="r")
 
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
@@ -43,18 +42,13 @@ class CSV(JSONLines):
                 out.write(written + b"\n")
                 rate.add(1)
         rate.end()
-        for name, values in (("starts", starts), ("sizes", sizes), ("lines", lines)):
-            np.save(beside / f"{name}.npy", np.asarray(values, np.int64))
+        save_index(beside, *(np.asarray(values, np.int64) for values in (starts, sizes, lines)))
 
     def __getitem__(self, row: int) -> Any:
         text = self.text(row)
         if text.startswith("!"):
             raise BadRecord(text[1:])
         return json.loads(text)
-
-    def line(self, row: int) -> int | None:
-        """The line where the row begins, which may go over several."""
-        return int(self.lines[row])
 
 
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,12 @@ class JSONList(JSONLines):
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Index the values of the list."""
-        places = np.fromiter((place for pair in _values(path) for place in pair), np.int64).reshape(-1, 2)
-        save_index(beside, places[:, 0].copy(), places[:, 1] - places[:, 0], skips=True)
+        starts, ends, lines = np.fromiter(chain.from_iterable(_values(path)), np.int64).reshape(-1, 3).T.copy()
+        save_index(beside, starts, ends - starts, lines)
 
 
-def _values(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each value of the list begins and ends, in bytes.
+def _values(path: Path) -> Iterator[tuple[int, int, int]]:
+    """Where each value of the list begins and ends, in bytes, and the line where it begins.
 
     The text is read as Latin-1, so that a character is a byte: all that gives JSON its structure is ASCII, and UTF-8
     uses no ASCII byte for anything else.
@@ -46,7 +47,7 @@ def _values(path: Path) -> Iterator[tuple[int, int]]:
         if not text.character(at):
             raise text.fault(at, "the file ends within the list")
         end = text.value(at)
-        yield text.offset + at, text.offset + end
+        yield text.offset + at, text.offset + end, text.line(at)
         at = text.skip(end)
         found = text.character(at)
         if found not in (",", "]"):
@@ -73,7 +74,8 @@ class _Window:
         check_head(path, head[:8192])
         self.offset = len(BOM) if head.startswith(BOM) else 0
         self.text = head[self.offset :].decode("latin-1")
-        self.lines = 1  # of what is forgotten
+        self.lines = 1  # up to the place `counted`
+        self.counted = 0
         self.rate.add(len(head))
 
     def more(self) -> bool:
@@ -120,12 +122,18 @@ class _Window:
         """Drop what is done with, now and then; returns where `at` is then."""
         if at < _WINDOW_BYTES:
             return at
-        self.lines += self.text.count("\n", 0, at)
+        self.line(at)
         self.text = self.text[at:]
         self.offset += at
+        self.counted = 0
         return 0
+
+    def line(self, at: int) -> int:
+        """The line of a place, which is not before the last one asked for."""
+        self.lines += self.text.count("\n", self.counted, at)
+        self.counted = at
+        return self.lines
 
     def fault(self, at: int, said: str) -> UserError:
         """The complaint about a place."""
-        at = min(at, len(self.text))
-        return UserError(f"{self.path}:{self.lines + self.text.count(chr(10), 0, at)}: this is not JSON: {said}")
+        return UserError(f"{self.path}:{self.line(min(at, len(self.text)))}: this is not JSON: {said}")

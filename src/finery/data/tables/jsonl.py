@@ -13,6 +13,7 @@ from finery.data.tables.base import Bytes, Table, check_head
 
 __all__ = ["JSONLines"]
 
+LINES = "lines.npy"
 BOM = b"\xef\xbb\xbf"
 _BLANK = frozenset(b" \t\r\n")
 _SUSPECT_BYTES = 64
@@ -28,14 +29,15 @@ class JSONLines(Table):
         super().__init__(path, made)
         self.starts: NDArray[np.int64] = np.load(made / "starts.npy", mmap_mode="r")
         self.sizes: NDArray[np.int64] = np.load(made / "sizes.npy", mmap_mode="r")
-        self.bytes = Bytes(path)
+        self.lines: NDArray[np.int64] | None = np.load(made / LINES, mmap_mode="r") if (made / LINES).exists() else None
+        self.bytes = Bytes(path, self.content)
 
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Index the lines."""
         starts, sizes = index_lines(path)
         kept = np.ones(len(starts), bool) if cls.keeps_blank else _not_blank(path, starts, sizes)
-        save_index(beside, starts[kept], sizes[kept], skips=not kept.all())
+        save_index(beside, starts[kept], sizes[kept], None if kept.all() else np.flatnonzero(kept) + 1)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -64,25 +66,16 @@ class JSONLines(Table):
         return self.text(row)
 
     def line(self, row: int) -> int | None:
-        """Counted in the file where blank lines were left out."""
-        end = int(self.starts[row])
-        if not (self.made / "skips").exists():
-            return row + 1
-        count, seen = 1, 0
-        for chunk in read_chunks(self.path):
-            count += chunk[: end - seen].count(b"\n")
-            seen += len(chunk)
-            if seen >= end:
-                break
-        return count
+        """As in the file, where blank lines count."""
+        return row + 1 if self.lines is None else int(self.lines[row])
 
 
-def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64], skips: bool) -> None:
-    """Where records begin and how many bytes they have; `skips` says whether rows and lines differ."""
+def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64], lines: NDArray[np.int64] | None) -> None:
+    """Where records begin, how many bytes they have, and on which lines they begin, unless each is the next."""
     np.save(folder / "starts.npy", starts)
     np.save(folder / "sizes.npy", sizes)
-    if skips:
-        (folder / "skips").touch()
+    if lines is not None:
+        np.save(folder / LINES, lines)
 
 
 def index_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finery.data.content import Rate, full_disk
+from finery.data.content import Rate, check_unchanged, full_disk
 from finery.data.tables.arrow import Arrow, Mapped
 from finery.errors import UserError
 
@@ -89,6 +89,7 @@ class Parquet(Arrow):
             with pa.ipc.new_file(str(beside), table.schema) as out:
                 # one chunk a column, so that every batch but the last has as many rows as is counted on
                 out.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
+            check_unchanged(self.told_as, self.content)
             beside.replace(path)
         except (pa.ArrowException, OSError) as error:
             raise fault(self.told_as, error) from None
