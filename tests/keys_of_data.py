@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
+from finery.data.encoder import CHUNK
 from finery.data.streams import StreamTable
 from watched import Bench, Case, Outcome, has, losses, says, steps
 
@@ -54,7 +55,7 @@ def preprocessing_num_workers(bench: Bench) -> None:
     alone, together = bench.train(**base), bench.train(**base, preprocessing_num_workers=2)
     shares = [list(run.trainer.train_dataset.encoder.shared.done) for run in (alone, together)]
     assert [len(share) for share in shares] == [1, 2]
-    assert sum(shares[0]) == sum(shares[1]) == 144
+    assert sum(shares[0]) == 144 <= sum(shares[1]) < 144 + CHUNK
     assert all(shares[1])
     assert losses(alone) == losses(together)
 

@@ -142,7 +142,7 @@ def test_rows_are_chosen(keys: Keys, mixed: dict[str, Any], words: Any, capsys: 
     for wrong, said in (
         (["--dataset", "chat"], "no data set 'chat'; did you mean 'chats'?"),
         (["--row", "99"], "no set of this run takes row 99 of sums, chats"),
-        (["--step", "0"], "steps are counted from 1"),
+        (["--step", "0"], "this run does 3 steps, counted from 1, found 0"),
         (["--num", "0"], "--num should be 1 or more"),
         (["--step", "1", "--row", "2"], "leave out --row"),
     ):

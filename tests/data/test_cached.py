@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from finery.data import ledger
+from finery.data.encoder import CHUNK
 from finery.data.load import Sets
 from finery.data.rows.base import Row, RowOptions
 from finery.data.rows.chat import Chat
@@ -160,7 +161,8 @@ def test_several_workers_encode_the_same(make_data: MakeData, load: Load, rows_o
         sets.stop()
         assert sets.encoder is not None
         shares = list(sets.encoder.shared.done)
-        assert (sum(shares), len(shares)) == (300, count)
+        assert len(shares) == count
+        assert 300 <= sum(shares) < 300 + CHUNK  # at most the chunk that goes over the end meets what is being encoded
         assert all(shares), "each has its part"
     assert same(*found)
 
@@ -170,7 +172,7 @@ def test_encoded_first_and_encoded_beside_give_the_same_rows(make_data: MakeData
     beside = rows_of(load(folder).train)
     first = load(folder, tokenized_path=str(tmp_path / "tokens"))
     assert first.encoder is not None
-    assert first.encoder.num_done() == 200, "all of it, before anything is trained"
+    assert 200 <= first.encoder.num_done() < 200 + CHUNK, "all of it, before anything is trained"
     assert same(beside, rows_of(first.train))
     again = load(folder, tokenized_path=str(tmp_path / "tokens"))
     assert again.encoder is not None

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from finery.data.load import Sets
-from finery.data.sets import UnitSet
+from finery.data.sets import SampleSet, UnitSet
 from finery.errors import UserError
+from finery.training.sampler import StepSampler
 from letters import in_order, letter_rows, open_sets, slowly, spell, write_texts
 
 SOON = 5.0
@@ -245,3 +246,21 @@ def test_a_sample_that_nobody_has_asked_for_is_not_waited_for(tmp_path: Path) ->
     sets.stop()
     assert spell(units[2950]) == ["02950"]
     assert time.monotonic() - since < SOON
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_resumed_run_finds_every_sample_encoded(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in later epochs, and where nothing of the steps before is in the cache."""
+    texts = [f"{n:05d}" for n in range(1500)]
+    sets = open_sets({"x": write_texts(tmp_path / "x.jsonl", texts)}, preprocessing_num_workers=workers)
+    assert sets.order is not None
+    units = units_of(sets)
+    assert isinstance(units, SampleSet)
+    monkeypatch.setattr(SampleSet, "encode_now", lambda *_: pytest.fail("a sample was left out"))
+    sampler = StepSampler(sets.order, 10, watcher=units)
+    for epoch, skipped in ((2, 77), (3, 0), (4, 0)):
+        sampler.set_epoch(epoch)
+        sampler.skipped = skipped
+        dealt = [text for step in sampler for unit in step for text in spell(units[unit])]
+        assert len(set(dealt)) == len(dealt) == 1500 - 10 * skipped
+    sets.stop()

@@ -259,7 +259,7 @@ class _Work:
             return False
         self.shared.idle[self.number] = 0
         self.next[number] = chunk + self.count
-        stop = min(start + CHUNK, begin + size)
+        stop = start + CHUNK  # whole, since it is not come back to
         while start < stop:  # a chunk may reach into the next epoch
             end = min(stop, (start // size + 1) * size)
             self._encode(feed, *feed.missing(start, end))
