@@ -12,6 +12,7 @@ import pytest
 
 from finery.data import ledger
 from finery.data.encoder import CHUNK
+from finery.data.jinja import JinjaTemplate
 from finery.data.load import Sets
 from finery.data.rows.base import Row, RowOptions
 from finery.data.rows.chat import Chat
@@ -115,11 +116,18 @@ def test_another_template_has_another_key(tiny_model: Path) -> None:
 
     from finery.training.preparation import token_key
 
-    keys = []
-    for name in ("chatml", "qwen", "empty"):
+    def key(name: str | None = None, before: str = "", bos: str = "<|im_start|>", several: bool = False) -> str:
         tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
-        keys.append(token_key(Chat(SlotTemplate.load(name, tokenizer), RowOptions(cutoff_len=64))))
-    assert len(set(keys)) == 3
+        tokenizer.bos_token = bos  # which a template may write
+        own = before + tokenizer.chat_template
+        tokenizer.chat_template = {"default": own, "tool_use": own} if several else own
+        template = SlotTemplate.load(name, tokenizer) if name else JinjaTemplate(tokenizer)
+        return token_key(Chat(template, RowOptions(cutoff_len=64)))
+
+    found = [key(name) for name in ("chatml", "qwen", "empty")]
+    found += [key(), key(before="X"), key(several=True), key(before="X", several=True), key(bos="<|endoftext|>")]
+    assert len(set(found)) == len(found)
+    assert key() == key()
 
 
 def test_reasons_are_told_again_from_the_cache(make_data: MakeData, load: Load, rows_of: RowsOf) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.exceptions
 import pytest
 
 from finery.cli import main
@@ -63,6 +64,13 @@ def test_a_row_can_be_sought(hub: list[dict[str, Any]]) -> None:
     assert late[5]["output"] == whole[5]
 
 
+@pytest.mark.parametrize("first", [49, 50, 70, 100, 119])
+def test_a_row_of_a_later_pass_can_be_sought(hub: list[dict[str, Any]], first: int) -> None:
+    whole = [t[n]["output"] for t in (table(),) for n in range(120)]
+    late = table()
+    assert [late[n]["output"] for n in range(first, 120)] == whole[first:]
+
+
 def test_what_the_hub_is_asked_for(hub: list[dict[str, Any]]) -> None:
     """Subset, split, folder and token are passed on."""
     table(subset="small", split="test", folder="v2")[0]
@@ -78,7 +86,7 @@ def test_what_cannot_be_streamed(hub: list[dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"a part of a split \('train\[:10%\]'\) cannot be streamed"):
         table(split="train[:10%]")
     with pytest.raises(UserError, match="only Hugging Face's"):
-        StreamTable("x", DatasetEntry(ms_hub_url="org/x"), StreamSettings(8, 4, 0, True), None)
+        StreamTable("x", DatasetEntry.model_validate({"ms_hub_url": "org/x"}), StreamSettings(8, 4, 0, True), None)
     with pytest.raises(UserError, match="org/gone cannot be streamed: DatasetNotFoundError"):
         table(hf_hub_url="org/gone")[0]
 

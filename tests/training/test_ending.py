@@ -1,6 +1,7 @@
 """How runs begin and end in folders that are not empty, and what is told instead of a traceback."""
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_a_run_that_cannot_begin_costs_nothing(keys: Keys) -> None:
     with pytest.raises(UserError, match="lora_target"):
         finery.train(keys(overwrite_output_dir=True, lora_target="nope"))
     assert sorted(str(path) for path in folder.rglob("*")) == before
+    assert not multiprocessing.active_children(), "nothing goes on encoding"
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:

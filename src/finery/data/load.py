@@ -153,6 +153,12 @@ class Sets:
         if self.encoder is not None:
             self.encoder.stop()
 
+    def __enter__(self) -> Sets:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.stop()
+
 
 def check_name(key: str, name: str, catalogue: Catalogue, method: Any) -> Iterator[Finding]:
     """What is wrong with one name of a data set, before anything is read."""

@@ -22,6 +22,8 @@ from finery.data.sources import Source
 from finery.data.store import ENTRY, TokenStore
 from finery.errors import UserError
 
+_WATCHED = 1 << 11
+_LOOK_SECONDS = 0.05
 _PIECE = 1 << 16
 """So many entries are looked at a time, where all are looked at."""
 
@@ -87,7 +89,7 @@ class SampleSet:
         self.encoder.want(self.feed, len(self))
         rate, start = Rate(f"encoding {self.name}", "samples", len(self)), 0
         while start < len(self):
-            stop = min(start + _PIECE, len(self))
+            stop = min(start + _WATCHED, len(self))
             found = self._entries(start, stop)
             reached = start + (len(found) if found["present"].all() else int(np.argmin(found["present"])))
             rate.add(reached - start)
@@ -95,7 +97,7 @@ class SampleSet:
             if reached < stop:
                 rate.add(0)
                 self.encoder.check()
-                time.sleep(0.01)
+                time.sleep(_LOOK_SECONDS)  # seldom: every look takes time from those who encode
         rate.end()
 
     def _entries(self, start: int, stop: int) -> NDArray[Any]:

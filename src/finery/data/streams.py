@@ -59,18 +59,28 @@ class StreamTable(Table):
 
     def _read(self, first: int) -> Iterator[Any]:
         """Rows from `first` on, pass after pass."""
-        passes, found = 0, 1
-        while found:
-            stream, found = self._open(), 0
-            if self.settings.shuffle:
-                stream = stream.shuffle(seed=self.settings.seed, buffer_size=self.settings.buffer_size)
-                stream.set_epoch(passes)
-            if first and not passes:
-                stream, found = stream.skip(first), first
-            for row in self._told(stream):
+        number = 0
+        while True:
+            found = 0
+            for row in self._told(self._pass(number, first)):
                 found += 1
                 yield row
-            passes += 1
+            if found:
+                number, first = number + 1, 0
+                continue
+            size = sum(1 for _ in self._told(self._pass(number, 0))) if first else 0
+            if not size:
+                return
+            number, first = number + first // size, first % size  # it lies in a later pass
+
+    def _pass(self, number: int, first: int) -> IterableDataset:
+        stream = self._open()
+        if self.settings.shuffle:
+            stream = stream.shuffle(seed=self.settings.seed, buffer_size=self.settings.buffer_size)
+        if first:
+            stream = stream.skip(first)
+        stream.set_epoch(number)  # last: what is made of a stream begins with epoch 0
+        return stream
 
     def _told(self, stream: IterableDataset) -> Iterator[Any]:
         try:

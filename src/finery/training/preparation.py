@@ -34,4 +34,5 @@ def token_key(rows: Rows) -> str:
     template = rows.template
     tokenizer: Any = template.tokenizer
     rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return digest(rules, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
+    named = json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)  # what templates fill in
+    return digest(rules, named, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
