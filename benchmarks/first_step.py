@@ -1,4 +1,4 @@
-"""Seconds from the command to the first optimizer step: `python benchmarks/first_step.py [--kinds jsonl,parquet,arrow] [--sizes ...] [--pairs 3]`.
+"""Seconds from the command to the first optimizer step: `python benchmarks/first_step.py [--kinds jsonl] [--sizes ...] [--pairs 3]`.
 
 For every kind of file each size is run in turn with the smallest one, on an empty cache and again on the cache that this
 left; medians and ratios are printed. With FINERY_PEER naming the python of an environment that has LLaMA-Factory, the same

@@ -30,7 +30,8 @@ def peak(data: Path, full: bool, steps: int) -> tuple[float, float, float]:
         build_model(model)
     cache, out = Path(tempfile.mkdtemp(dir=FOLDER)), Path(tempfile.mkdtemp(dir=FOLDER))
     keys = {
-        "model_name_or_path": model, "dataset": data, "output_dir": out, "overwrite_output_dir": "true", "do_train": "true", "max_steps": steps,
+        "model_name_or_path": model, "dataset": data, "output_dir": out, "overwrite_output_dir": "true", "do_train": "true",
+        "max_steps": steps,
         "per_device_train_batch_size": 4, "save_strategy": "no", "cutoff_len": 512, "report_to": "none", "packing": str(full).lower(),
     }  # fmt: skip
     command = [sys.executable, "-m", "finery", "train", *(f"{key}={value}" for key, value in keys.items())]

@@ -149,7 +149,7 @@ class Stream(Table):
     def __init__(self, settings: StreamSettings) -> None:
         super().__init__(Path("a/b"), Path())
         self.settings = settings
-        self.content = "a stream"
+        self.content = "a stream"  # type: ignore[assignment, misc]
         self.next = 0
 
     @classmethod
