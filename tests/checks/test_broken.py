@@ -90,7 +90,11 @@ def test_training_refuses_what_stops_a_run(case: dict[str, Any], tmp_path: Path)
 
 def test_training_leaves_out_what_the_check_says(tmp_path: Path) -> None:
     """All data sets with which training begins, in one run: the same rows of each are left out, the others are learnt."""
-    cases = {f"x{number}": case for number, case in enumerate(OF_RUNS) if case["code"] < 2}
+    cases = {
+        f"x{number}": case
+        for number, case in enumerate(OF_RUNS)
+        if case["code"] < 2 and case["name"] != "image part for a stage without images"
+    }
     assert len(cases) > 50
     entries = {name: entry_of(case, tmp_path / name) for name, case in cases.items()}
     sets = open_sets(entries, chat_rows())

@@ -111,5 +111,5 @@ def test_a_run_on_a_stream(
 @pytest.mark.skipif("FINERY_NETWORK" not in os.environ, reason="asks a real hub")
 def test_a_real_hub() -> None:
     """A small public data set, as it is."""
-    one = StreamTable("x", DatasetEntry(hf_hub_url="tatsu-lab/alpaca"), StreamSettings(4, 4, 0, False), None)  # type: ignore[call-arg]
+    one = StreamTable("x", DatasetEntry.model_validate({"hf_hub_url": "tatsu-lab/alpaca"}), StreamSettings(4, 4, 0, False), None)  # type: ignore[call-arg]
     assert one[0]["instruction"]
