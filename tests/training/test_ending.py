@@ -34,11 +34,11 @@ def test_overwriting_removes_what_the_old_run_wrote_and_nothing_else(keys: Keys)
 
 def test_a_run_that_cannot_begin_costs_nothing(keys: Keys) -> None:
     folder = finery.train(keys(save_strategy="steps", save_steps=1))
-    before = sorted(str(path) for path in folder.rglob("*"))
+    before, others = sorted(str(path) for path in folder.rglob("*")), multiprocessing.active_children()
     with pytest.raises(UserError, match="lora_target"):
         finery.train(keys(overwrite_output_dir=True, lora_target="nope"))
     assert sorted(str(path) for path in folder.rglob("*")) == before
-    assert not multiprocessing.active_children(), "nothing goes on encoding"
+    assert set(multiprocessing.active_children()) <= set(others), "nothing goes on encoding"
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
