@@ -10,6 +10,9 @@ from finery.data.load import DataOptions, Preparation, Sampling, Sets, load_sets
 from finery.data.packing import PackingOptions
 from finery.data.rows.base import Row, RowOptions, Rows
 from finery.data.rows.text import Text
+from finery.data.sample import BadRecord, Message, Sample
+from finery.data.template import Template, Turn
+from finery.data.tokenise import Asking
 from finery.methods.pt import PT
 from finery.methods.sft import SFT
 
@@ -24,11 +27,46 @@ class Letters:
     def __init__(self, seen: Change | None = None) -> None:
         self.seen = seen
 
-    def text_ids(self, text: str) -> list[int]:
+    @property
+    def tokenise(self) -> "Letters":
+        """Stands for its own tokeniser, too."""
+        return self
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The number of each letter."""
+        return [[ord(letter) for letter in text] for text in texts]
+
+    def text_ids(self, text: str) -> Asking[list[int]]:
+        """The ids of a text, once it was seen."""
         if self.seen is not None:
             self.seen(text)
-        return [ord(letter) for letter in text]
+        (ids,) = yield [text]
+        return ids
+
+
+class Given(Template):
+    """A template whose conversations are given, whatever the sample says."""
+
+    def __init__(self, *conversations: list[Turn], late_end: int | None = None) -> None:
+        self.conversations = list(conversations)
+        self.late_end = late_end
+        self.tokenise: Any = Letters()
+
+    def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
+        """They need no tokenizer."""
+        yield from ()
+        if not self.conversations:
+            raise BadRecord("no conversation")
+        return self.conversations
+
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
+        """Nothing is served."""
+        return []
+
+    @property
+    def jinja(self) -> str | None:
+        """None."""
+        return None
 
 
 class Answers(Text):

@@ -7,6 +7,7 @@ import json
 import random
 import runpy
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -18,9 +19,10 @@ from finery.data.formats import FORMATS
 from finery.data.registry import find_entry
 from finery.data.rows.base import IGNORED, Encoded, RowOptions
 from finery.data.rows.chat import Chat
-from finery.data.sample import Message, Sample
+from finery.data.sample import BadRecord, Sample
 from finery.data.slots import Slots, SlotTemplate
 from finery.data.template import Template, TemplateOptions, Turn, load_template
+from letters import Given
 
 ROOT = Path(__file__).parents[2]
 PEER = runpy.run_path(str(ROOT / "benchmarks" / "peer_sets.py"))
@@ -102,24 +104,6 @@ def records(shared: Path) -> dict[str, list[dict[str, Any]]]:
     return PEER["read_sets"](shared / "data")
 
 
-class Given(Template):
-    """A template whose conversation is given, whatever the sample says."""
-
-    def __init__(self, turns: list[Turn], late_end: int | None) -> None:
-        self.turns = turns
-        self.late_end = late_end
-
-    def encode(self, sample: Sample) -> list[list[Turn]]:
-        return [self.turns]
-
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
-        return []
-
-    @property
-    def jinja(self) -> str | None:
-        return None
-
-
 @pytest.mark.parametrize(("mask", "late_end"), [*product(MASKS, [None]), ("neither", END), ("mask_history", END)])
 def test_given_turns_at_every_cutoff(mask: str, late_end: int | None) -> None:
     draw = random.Random(3)
@@ -129,7 +113,7 @@ def test_given_turns_at_every_cutoff(mask: str, late_end: int | None) -> None:
         turns = [Turn([next(numbers) for _ in range(source)], [next(numbers) for _ in range(target)]) for source, target in lengths]
         whole = sum(source + target for source, target in lengths)
         for cutoff_len in range(2, whole + 3):
-            rows = Chat(Given(turns, late_end), RowOptions(cutoff_len=cutoff_len, **MASKS[mask]))
+            rows = Chat(Given(turns, late_end=late_end), RowOptions(cutoff_len=cutoff_len, **MASKS[mask]))
             (found,) = pairs(rows.encode(Sample(())))
             assert found == expected(*plain(turns, cutoff_len, mask, late_end)), (lengths, cutoff_len)
 
@@ -177,11 +161,16 @@ def test_one_end_after_the_last_answer_as_the_reference_writes_it(real_model: Pa
 
 def digests(template: Template, samples: list[Sample], masks: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What `benchmarks/peer_rows.py` keeps of the peer's rows, of Finery's rows."""
-    monkeypatch.setattr(template, "encode", cache(template.encode))  # the same for every mask and cutoff
+    made: dict[int, list[list[Turn]]] = {}  # the same for every mask and cutoff
+    for sample in samples:
+        with suppress(BadRecord):
+            made[id(sample)] = template.encode(sample)
     found = {}
-    for mask, cutoff_len in product(masks, CUTOFFS):
-        rows = Chat(template, RowOptions(cutoff_len=cutoff_len, **MASKS[mask]))
-        found[f"{mask} {cutoff_len}"] = PEER["digest"](pair for sample in samples for pair in pairs(rows.encode(sample)))
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "turns", lambda sample: Given(*made.get(id(sample), ())).turns(sample))
+        for mask, cutoff_len in product(masks, CUTOFFS):
+            rows = Chat(template, RowOptions(cutoff_len=cutoff_len, **MASKS[mask]))
+            found[f"{mask} {cutoff_len}"] = PEER["digest"](pair for sample in samples for pair in pairs(rows.encode(sample)))
     return found
 
 

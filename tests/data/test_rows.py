@@ -10,29 +10,10 @@ import torch
 
 from finery.data.rows.base import IGNORED, Cut, Encoded, Row, RowOptions
 from finery.data.rows.chat import Chat, share
-from finery.data.sample import BadRecord, Message, Sample
-from finery.data.template import Template, Turn
+from finery.data.sample import Message, Sample
+from finery.data.template import Turn
 from finery.errors import UserError
-
-
-class Given(Template):
-    """A template whose conversations are given, whatever the sample says."""
-
-    def __init__(self, *conversations: list[Turn], late_end: int | None = None) -> None:
-        self.conversations = list(conversations)
-        self.late_end = late_end
-
-    def encode(self, sample: Sample) -> list[list[Turn]]:
-        if not self.conversations:
-            raise BadRecord("no conversation")
-        return self.conversations
-
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
-        return []
-
-    @property
-    def jinja(self) -> str | None:
-        return None
+from letters import Given
 
 
 def turn(num_source: int, num_target: int, first: int = 0, num_tail: int = 0) -> Turn:

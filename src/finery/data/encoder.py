@@ -26,6 +26,7 @@ from finery.data.rows.base import Encoded, Rows
 from finery.data.sample import BadRecord
 from finery.data.sources import Source
 from finery.data.store import StoreWriter, TokenStore
+from finery.data.tokenise import Asking, together
 from finery.errors import UserError
 from finery.log import get_logger
 
@@ -279,15 +280,23 @@ class _Work:
             self.shared.done[self.number] += len(records)
 
     def _all(self, source: Source, number: int, records: list[int]) -> list[Encoded]:
-        drafts = [self._one(source, number, record) for record in records]
+        try:
+            drafts = together([self._one(source, number, record) for record in records], self._ids)
+        except UserError:
+            raise
+        except Exception:  # one at a time, then, so that it is known whose fault it is
+            drafts = [together([self._one(source, number, record)], self._ids)[0] for record in records]
         made = iter(self.rows.finish([draft for draft in drafts if not isinstance(draft, _Bad)]))
         return [draft if isinstance(draft, _Bad) else next(made) for draft in drafts]
 
-    def _one(self, source: Source, number: int, row: int) -> Any:
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.rows.template.tokenise.ids(texts)
+
+    def _one(self, source: Source, number: int, row: int) -> Asking[Any]:
         """The draft of a record, or why it is none."""
         self.shared.busy[2 * self.number], self.shared.busy[2 * self.number + 1] = number, row
         try:
-            return self.rows.draft(source.sample(row))
+            return (yield from self.rows.draft(source.sample(row)))
         except BadRecord as error:
             return _Bad((), str(error))
         except UserError as error:

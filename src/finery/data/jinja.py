@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from finery.compat import compiled_chat_template
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template, Turn, with_thought
+from finery.data.tokenise import Asking
 from finery.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class JinjaTemplate(Template):
         except BadRecord as error:
             raise UserError(str(error)) from None
 
-    def encode(self, sample: Sample) -> list[list[Turn]]:
+    def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation where history stands, else one per answer."""
         messages = self._dicts(sample.messages, sample.system)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -87,7 +88,7 @@ class JinjaTemplate(Template):
             raise BadRecord("there is no answer to learn")
         texts = [self._render(messages[:place], sample.tools, prompt=True) for place in answers]
         texts += [self._render(messages[: place + 1], sample.tools) for place in answers]
-        ids = self.tokenise.ids(texts)
+        ids = yield texts
         prompts, finished = ids[: len(answers)], ids[len(answers) :]
         turns = self._whole(messages, answers, prompts, finished)
         if turns is None:

@@ -8,6 +8,7 @@ import yaml
 
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import FOLDER, Template, Turn, with_thought
+from finery.data.tokenise import Asking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class SlotTemplate(Template):
         tokenizer.chat_template = template.jinja
         return template
 
-    def encode(self, sample: Sample) -> list[list[Turn]]:
+    def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation; the end of each answer, with what the slot writes after it, is learnt."""
         if sample.tools.strip() not in ("", "[]") or any(message.role == "function" for message in sample.messages):
             raise BadRecord(f"tools are not supported yet with template {self.name!r}; leave 'template' out to use the model's own")
@@ -87,7 +88,8 @@ class SlotTemplate(Template):
                 begin = len(texts)
         if not spans:
             raise BadRecord("there is no answer to learn")
-        ids = self._ids(texts)
+        found = iter((yield [text for text in texts if isinstance(text, str)]))
+        ids = [next(found) if isinstance(text, str) else [text] for text in texts]
         return [[Turn(_joined(ids[begin:middle]), _joined(ids[middle:end]), learn=learn) for begin, middle, end, learn in spans]]
 
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
@@ -95,7 +97,8 @@ class SlotTemplate(Template):
         texts = self._head(system)
         for message in messages:
             texts += self._fill(self._slot(message), with_thought(message))
-        return _joined(self._ids(texts))
+        found = iter(self.tokenise.ids([text for text in texts if isinstance(text, str)]))
+        return list(chain.from_iterable(next(found) if isinstance(text, str) else [text] for text in texts))
 
     @property
     def jinja(self) -> str | None:
@@ -133,12 +136,6 @@ class SlotTemplate(Template):
             else:
                 pieces.append(piece.replace(CONTENT, content, 1) if CONTENT in piece else piece)
         return pieces
-
-    def _ids(self, pieces: list[str | int]) -> list[list[int]]:
-        """The ids of each piece, tokenised all at once."""
-        texts = [piece for piece in pieces if isinstance(piece, str)]
-        found = iter(self.tokenise.ids(texts))
-        return [next(found) if isinstance(piece, str) else [piece] for piece in pieces]
 
     def _jinja(self, slot: tuple[str, ...], content: str | None = None) -> str:
         content = _expression("message" + _KEY) if content is None else content

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery.data.sample import Message, Sample
-from finery.data.tokenise import Tokeniser
+from finery.data.tokenise import Asking, Tokeniser, together
 from finery.options import Finding, OptionGroup, one_of
 
 if TYPE_CHECKING:
@@ -55,16 +56,29 @@ class Template(ABC):
         self.tokenizer = tokenizer
         self.tokenise = Tokeniser(tokenizer)
 
-    def text_ids(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> Asking[list[int]]:
         """A plain text for pretraining: what the tokenizer puts before a text, the text, and the end token."""
-        tokenizer = self.tokenizer
-        ids = list(tokenizer(text)["input_ids"])  # type: ignore[arg-type]
-        end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) and ids[-1:] != [tokenizer.eos_token_id] else []
-        return ids + end
+        (ids,) = yield [text]
+        before, after = self._frame
+        return [*before, *ids, *after]
 
-    @abstractmethod
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text; an end token in any case."""
+        tokenizer, bare = self.tokenizer, self.tokenise.one("a")
+        framed = list(tokenizer("a")["input_ids"])  # type: ignore[arg-type]
+        start = next((at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), 0)
+        before, after = framed[:start], framed[start + len(bare) :]
+        end = tokenizer.eos_token_id
+        return before, after if not isinstance(end, int) or after[-1:] == [end] else [*after, end]
+
     def encode(self, sample: Sample) -> list[list[Turn]]:
         """The conversations to train on: one, or one per answer; raises `BadRecord`."""
+        return together([self.turns(sample)], self.tokenise.ids)[0]
+
+    @abstractmethod
+    def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
+        """As `encode`, for many samples side by side."""
 
     @abstractmethod
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finery.log import get_logger
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = get_logger(__name__)
+
+Made = TypeVar("Made")
+Asking = Generator[Sequence[str], list[list[int]], Made]
+"""Work that yields texts and is sent their ids, so that the texts of many samples go through the tokenizer together."""
 
 _SHORT = 80
 _MOST_KEPT = 20_000
@@ -92,3 +96,21 @@ class Tokeniser:
             if [id for ids in self._encode(pieces) for id in ids] != self._plain(probe):
                 return None
         return pattern
+
+
+def together(works: Sequence[Asking[Made]], ids: Callable[[Sequence[str]], list[list[int]]]) -> list[Made]:
+    """Run works side by side: what they ask for in the same round is answered by one call of `ids`."""
+    made: dict[int, Made] = {}
+    answers: list[Any] = [None] * len(works)
+    while len(made) < len(works):
+        asked: dict[int, Sequence[str]] = {}
+        for place, work in enumerate(works):
+            if place not in made:
+                try:
+                    asked[place] = work.send(answers[place])
+                except StopIteration as end:
+                    made[place] = end.value
+        found = iter(ids(list(chain.from_iterable(asked.values()))) if asked else ())
+        for place, texts in asked.items():
+            answers[place] = [next(found) for _ in texts]
+    return [made[place] for place in range(len(works))]

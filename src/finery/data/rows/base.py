@@ -11,6 +11,7 @@ from pydantic import Field
 
 from finery.data.sample import Sample
 from finery.data.template import Template
+from finery.data.tokenise import Asking, together
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Rows(ABC):
         self.whole = whole
 
     @abstractmethod
-    def draft(self, sample: Sample) -> Any:
+    def draft(self, sample: Sample) -> Asking[Any]:
         """What a sample becomes, as far as that is told from it alone; raises `UserError` only where `truncation: error` asks for it."""
 
     @abstractmethod
@@ -97,7 +98,7 @@ class Rows(ABC):
 
     def encode(self, sample: Sample) -> Encoded:
         """All rows that a sample yields, or why there are none."""
-        return self.finish([self.draft(sample)])[0]
+        return self.finish(together([self.draft(sample)], self.template.tokenise.ids))[0]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 from finery.data.rows.base import IGNORED, Cut, Encoded, Row, Rows, pad
 from finery.data.sample import BadRecord, Sample
 from finery.data.template import Turn
+from finery.data.tokenise import Asking
 from finery.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ __all__ = ["Chat"]
 class Chat(Rows):
     """One row per conversation, or one per turn where the template rewrites history."""
 
-    def draft(self, sample: Sample) -> _Draft:
+    def draft(self, sample: Sample) -> Asking[_Draft]:
         """The pieces of a sample, cut to `cutoff_len` as `truncation` says."""
         if sample.unanswered:
             return _Draft((), sample.unanswered)
         if sample.images or sample.videos or sample.audios:
             return _Draft((), "it comes with images, videos or audios, which this stage does not read")
         try:
-            conversations = self.template.encode(sample)
+            conversations = yield from self.template.turns(sample)
         except BadRecord as error:
             return _Draft((), str(error))
         if self.options.mask_history:

@@ -10,6 +10,7 @@ import numpy as np
 
 from finery.data.rows.base import Cut, Encoded, Row, Rows, pad
 from finery.data.sample import Sample
+from finery.data.tokenise import Asking
 from finery.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ class Text(Rows):
 
     answers = False
 
-    def draft(self, sample: Sample) -> Encoded:
+    def draft(self, sample: Sample) -> Asking[Encoded]:
         """One row, or several where a long text is split; whole where the set is packed into blocks."""
         text = sample.messages[0].content
         if not text:
             return Encoded((), "the text is empty")
-        ids = np.asarray(self.template.text_ids(text), np.int32)
+        ids = np.asarray((yield from self.template.text_ids(text)), np.int32)
         most, how = self.options.cutoff_len, self.options.truncation
         if self.whole or len(ids) <= most:
             return Encoded((Row(ids, ids),))
