@@ -45,7 +45,7 @@ def _split(value: object) -> object:
     return tuple(str(word).strip() for word in words if str(word).strip()) if isinstance(words, (list, tuple)) else words
 
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser), Field(min_length=1)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """A path, in which `~` is the user's home."""
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several names: a YAML list, or one string with commas."""

@@ -249,7 +249,7 @@ SEEDS = [
      {"conversations": [*ROUND, {"from": "observation", "value": "Sun."}, {"from": "gpt", "value": "Sunny."}],
       "tools": [{"name": "look"}], "system": ""}),
     ({"formatting": "openai"},
-     {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi?"}, {"type": "image", "url": "x.png"}]},
+     {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi?"}, {"type": "text", "text": "You?"}]},
                    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]},
                    {"role": "tool", "content": "Sun."},
                    {"role": "assistant", "content": "Hello.", "reasoning_content": "Hm.", "train": True}],

@@ -1,7 +1,6 @@
 """Who writes a store: runs at the same time, the processes of one run, and runs that were killed."""
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -182,8 +181,6 @@ def test_a_run_of_the_same_name_that_has_ended_is_not_waited_for(entry: dict[str
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     sets.stop()
-    (lock,) = (lock for folder, lock in finery.data.claim._HELD.items() if folder.is_relative_to(cache))
-    fcntl.flock(lock, fcntl.LOCK_UN)  # this process's run ends
     with rank(entry, 1, overwrite_cache=anew) as (_, reader):
         time.sleep(0.3)
         with rank(entry, 0, overwrite_cache=anew) as (_, writer):

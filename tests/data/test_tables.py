@@ -212,16 +212,16 @@ def test_broken_lines_are_told_one_by_one(opened: Open) -> None:
     assert first == last == {"a": "\u2028 \u0085  "}
     assert broken == [
         "this line is not JSON: Expecting ':' delimiter (column 6)",
-        "this line is not UTF-8 (byte 7: 0xe9); save the file as UTF-8",
+        "the record is not UTF-8 (byte 7: 0xe9); save the file as UTF-8",
         "this line nests its values too deeply to be read",
         "this line is not JSON: Extra data (column 10)",
         "this line is not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) (column 1)",
         "this line is not JSON: Expecting value (column 1)",
     ]
     latin = '{"a": "é"}\n{"a": 1}\n'.encode("latin-1")  # in a .json, too, which might be one object over several lines
-    assert rows(opened("x.json", latin)) == ["this line is not UTF-8 (byte 7: 0xe9); save the file as UTF-8", {"a": 1}]
+    assert rows(opened("x.json", latin)) == ["the record is not UTF-8 (byte 7: 0xe9); save the file as UTF-8", {"a": 1}]
     assert rows(opened("x.json", deep + b"\n{}")) == ["this line nests its values too deeply to be read", {}]
-    told = "this line is not UTF-8 (byte 7: 0xe9); save the file as UTF-8"
+    told = "the record is not UTF-8 (byte 7: 0xe9); save the file as UTF-8"
     assert rows(opened("x.json", b'[{"a": "\xe9"}, {"a": "\xc3\xa9"}]')) == [told, {"a": "é"}]
     long = "1" * 5000
     for name, text in (("x.json", f'[{{"a": {long}}}, {{}}]'), ("x.jsonl", f'{{"a": {long}}}\n{{}}')):
@@ -258,7 +258,7 @@ def test_txt(opened: Open) -> None:
     assert rows(opened("y.txt.gz", gzip.compress(b"a\n") + gzip.compress(b"b\n"))) == [{"text": "a"}, {"text": "b"}]
     assert rows(opened("y.txt.zst", zstd(b"a\n") + zstd(b"\xe9\n"))) == [
         {"text": "a"},
-        "this line is not UTF-8 (byte 0: 0xe9); save the file as UTF-8",
+        "the record is not UTF-8 (byte 0: 0xe9); save the file as UTF-8",
     ]
 
 

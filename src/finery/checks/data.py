@@ -20,6 +20,7 @@ from finery.data.load import DataOptions, stage_faults
 from finery.data.oddities import ANSWERS, Oddities, repeated_key
 from finery.data.registry import FILE, Catalogue, StreamSettings, read_catalogue
 from finery.data.rows import ROWS
+from finery.data.rows.chat import UNREAD_MEDIA
 from finery.data.sample import BadRecord, Sample
 from finery.data.sources import WORDS, Source, open_source
 from finery.errors import UserError, suggestion
@@ -108,6 +109,7 @@ class _Pass:
         self.num_used = 0
         told = source.format.asked.keys() & {"response", "messages"} and not source.entry.ranking
         self.answers = ROWS[method.rows].answers if method else bool(told)
+        self._media = method.reads if method else None
         self._oddities = Oddities(source.format, [word for word in WORDS if word not in source.placeholders], method and method.reads)
         self._columns: set[str] = set()
         self._groups = _Groups(source)
@@ -132,7 +134,7 @@ class _Pass:
         except BadRecord as error:
             self._groups.add(row, "left out", str(error))
             return
-        if reason := _unlearnable(sample, self.answers):
+        if reason := _unlearnable(sample, self.answers, self._media):
             self._groups.add(row, "left out", reason)
             return
         self.hashes[row - self.first] = fingerprint(sample)
@@ -256,12 +258,14 @@ def _place(sets: Sequence[_Pass], number: int) -> str:
     raise IndexError(number)
 
 
-def _unlearnable(sample: Sample, answers: bool) -> str:
+def _unlearnable(sample: Sample, answers: bool, media: Collection[str] | None) -> str:
     """Why nothing can be learnt from a sample, whatever the template; empty where something can."""
     if not answers:
         return "" if sample.chosen or sample.messages[0].content else "the text is empty"
     if sample.unanswered:
         return sample.unanswered
+    if media is not None and (sample.images or sample.videos or sample.audios):
+        return UNREAD_MEDIA
     spoken = [message.train for message in sample.messages if message.role in ANSWERS]
     return "none of its answers is to be learnt" if spoken and all(train is False for train in spoken) else ""
 

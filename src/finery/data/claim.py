@@ -22,8 +22,8 @@ _ORPHAN_SECONDS = 5.0
 PATIENCE_SECONDS = 1800.0
 """How long a reader waits for the writer's preparations."""
 
-_HELD: dict[Path, int] = {}
-"""Locks of this process, by folder: they end with it."""
+_HELD: dict[Path, list[int]] = {}
+"""Locks of this process by folder, and how often each was claimed: they end with the last claim, or with the process."""
 
 
 def run_name() -> str:
@@ -62,7 +62,8 @@ def claim(folder: Path, writes: bool, anew: bool, only_here: bool = False) -> Pa
 def _lock(folder: Path) -> int | None:
     """The held lock of a folder, or nothing where another run holds it."""
     if folder in _HELD:
-        return _HELD[folder]
+        _HELD[folder][1] += 1
+        return _HELD[folder][0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -80,8 +81,18 @@ def _lock(folder: Path) -> int | None:
         else:
             break
     os.truncate(descriptor, 0)
-    _HELD[folder] = descriptor
+    _HELD[folder] = [descriptor, 1]
     return descriptor
+
+
+def release(folder: Path) -> None:
+    """Give a claim back, where this process holds one."""
+    if folder in _HELD:
+        _HELD[folder][1] -= 1
+        if not _HELD[folder][1]:
+            descriptor, _ = _HELD.pop(folder)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked since may have it open, too
+            os.close(descriptor)
 
 
 def _owner(folder: Path) -> dict:

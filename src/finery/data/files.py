@@ -8,17 +8,15 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finery.data.content import CHUNK_BYTES, Rate, check_unchanged, full_disk, identify, made_once
 from finery.data.registry import FILE, DatasetEntry
 from finery.data.tables import TABLES
+from finery.data.tables.base import Table, layout
 from finery.errors import UserError
 from finery.files import digest
 from finery.hub import fetch
-
-if TYPE_CHECKING:
-    from finery.data.tables.base import Table
 
 PACKED = (".gz", ".zst")
 METADATA = (FILE, "dataset_infos.json")
@@ -213,7 +211,7 @@ def _open(path: Path, kind: str, content: str, told_as: Path) -> Table:
     try:
         kind = _sniffed(path, kind)
         table = TABLES[kind]
-        made = made_once(f"{content}.{kind}", build)
+        made = made_once(f"{content}.{kind}.{layout()}", build)
     except UserError as error:
         raise UserError(*(line.replace(str(path), str(told_as)) for line in error.complaints)) from None
     opened = table(path, made)

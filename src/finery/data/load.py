@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from finery.data.claim import release
 from finery.data.mixing import STRATEGIES, Mixture, Part, Selection, hold_out
 from finery.data.order import ByLength, Order, Sequential, Shuffled, mix
 from finery.data.packing import PackingOptions, make_packs
@@ -140,6 +141,7 @@ class Sets:
     eval: UnitSet | dict[str, UnitSet] | None
     order: Order | None = None  # in which the training set is dealt
     encoder: Encoder | None = None
+    claimed: list[Path] = field(default_factory=list)  # folders of stores that this run alone writes
 
     @property
     def by_name(self) -> dict[str, UnitSet]:
@@ -152,6 +154,8 @@ class Sets:
         """End the encoding."""
         if self.encoder is not None:
             self.encoder.stop()
+        while self.claimed:
+            release(self.claimed.pop())
 
     def __enter__(self) -> Sets:
         return self
@@ -246,7 +250,7 @@ def load_sets(options: DataOptions, packing: PackingOptions, prepared: Preparati
     if first:
         encoder.stop()
     units = {name: _units(one, packing, packed, name) for name, one in samples.items()}
-    return _sets(units, prepared, encoder, packed)
+    return replace(_sets(units, prepared, encoder, packed), claimed=[store.folder for store in stores] if writes else [])
 
 
 def _sets(units: Mapping[str, UnitSet], prepared: Preparation, encoder: Encoder, packed: bool) -> Sets:

@@ -151,5 +151,5 @@ def hold_out(mixture: Mixture, size: float, seed: int) -> tuple[Part, Part]:
     if count >= len(mixture):
         raise UserError(f"'val_size' takes {count} of {len(mixture)} samples and leaves none to train on")
     held = np.zeros(len(mixture), bool)
-    held[permute(np.arange(count, dtype=np.int64), len(mixture), mix(seed, 0))] = True
+    held[permute(np.arange(count, dtype=np.int64), len(mixture), mix(seed, -1))] = True  # as no epoch has
     return Part(mixture, np.flatnonzero(~held)), Part(mixture, np.flatnonzero(held))

@@ -128,10 +128,6 @@ class TokenStore:
         """The file of a shard."""
         return self.folder / f"shard-{number:05d}.bin"
 
-    def forget(self, record: int) -> None:
-        """Take a damaged record out, to be encoded again."""
-        self.entries["present"][record] = 0
-
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "size": self.size, "_entries": None, "_maps": OrderedDict()}
 

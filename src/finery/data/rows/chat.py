@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Chat"]
 
 
+UNREAD_MEDIA = "it comes with images, videos or audios, which this stage does not read"
+
+
 class Chat(Rows):
     """One row per conversation, or one per turn where the template rewrites history."""
 
@@ -30,7 +33,7 @@ class Chat(Rows):
         if sample.unanswered:
             return _Draft((), sample.unanswered)
         if sample.images or sample.videos or sample.audios:
-            return _Draft((), "it comes with images, videos or audios, which this stage does not read")
+            return _Draft((), UNREAD_MEDIA)
         try:
             conversations = yield from self.template.turns(sample)
         except BadRecord as error:
@@ -71,7 +74,7 @@ class Chat(Rows):
         return found
 
     def _why_nothing(self, longest: int) -> str:
-        if longest <= self.options.cutoff_len:
+        if longest + (self.template.late_end is not None) <= self.options.cutoff_len:
             return "the answer is empty, or none is to be learnt"
         return f"longer than cutoff_len {self.options.cutoff_len}: " + (
             "left out, as 'truncation: drop' asks" if self.options.truncation == "drop" else "nothing of the answer is left"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finery.data.tables.base import Table
+from finery.data.content import check_unchanged
+from finery.data.tables.base import Table, stamp_of
 from finery.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Arrow(Table):
         super().__init__(path, made)
         self.ends = np.load(made / "ends.npy")
         self._mapped: Mapped | None = None
+        self._stamp = stamp_of(path.stat())
 
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
@@ -47,7 +49,11 @@ class Arrow(Table):
         if self._mapped is None:
             self._mapped = Mapped.open(self.file)
         place, inner = self.find(row)
-        return self._mapped.row(place, inner)
+        found = self._mapped.row(place, inner)
+        if (stamp := stamp_of(self.path.stat())) != self._stamp:  # what is mapped changes with the file
+            check_unchanged(self.told_as, self.content)
+            self._stamp = stamp
+        return found
 
     def find(self, row: int) -> tuple[int, int]:
         """The batch of a row, and its number there."""

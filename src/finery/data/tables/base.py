@@ -2,11 +2,13 @@
 
 import os
 from abc import ABC, abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finery.data.content import check_unchanged
 from finery.errors import UserError
+from finery.files import digest
 
 MARKS = {
     b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
@@ -60,6 +62,12 @@ class Table(ABC):
         return None
 
 
+@cache
+def layout() -> str:
+    """A digest of the code that fills the folders of tables: another version of it never takes what this one has made."""
+    return digest(*sorted(Path(__file__).parent.glob("*.py")))[:8]
+
+
 class Bytes:
     """Pieces of a file by place, opened when first used in a process."""
 
@@ -67,7 +75,7 @@ class Bytes:
         """With `content`, a digest of the file's bytes, a file that is changed while it is read is noticed."""
         self.path = path
         self.content = content
-        self._stamp = _stamp(path.stat())
+        self._stamp = stamp_of(path.stat())
         self._descriptor: int | None = None
 
     def read(self, start: int, size: int) -> bytes:
@@ -75,7 +83,7 @@ class Bytes:
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
         found = os.pread(self._descriptor, size, start)
-        if self.content is not None and (stamp := _stamp(os.fstat(self._descriptor))) != self._stamp:
+        if self.content is not None and (stamp := stamp_of(os.fstat(self._descriptor))) != self._stamp:
             check_unchanged(self.path, self.content)
             self._stamp = stamp
         return found
@@ -88,7 +96,8 @@ class Bytes:
             os.close(self._descriptor)
 
 
-def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+def stamp_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """By what a file is taken for unchanged: size, time of change, inode."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

@@ -4,14 +4,12 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from finery.data.content import Rate, read_chunks
 from finery.data.sample import BadRecord
 from finery.data.tables.base import Bytes, check_head
-from finery.data.tables.jsonl import JSONLines, save_index
+from finery.data.tables.jsonl import JSONLines, write_index
 from finery.errors import UserError
 
 __all__ = ["CSV"]
@@ -32,23 +30,25 @@ class CSV(JSONLines):
     def build(cls, path: Path, beside: Path) -> None:
         """Convert; nothing but the header and one row is held at a time."""
         check_head(path, next(read_chunks(path, 8192), b""))
-        rate = Rate(f"reading {path.name}", "rows")
-        starts, sizes, lines = [], [], []
         with (beside / RECORDS).open("wb") as out:
-            for line, written in _rows(path):
-                starts.append(out.tell())
-                sizes.append(len(written))
-                lines.append(line)
-                out.write(written + b"\n")
-                rate.add(1)
-        rate.end()
-        save_index(beside, *(np.asarray(values, np.int64) for values in (starts, sizes, lines)))
+            write_index(beside, _converted(path, out))
 
     def __getitem__(self, row: int) -> Any:
         text = self.text(row)
         if text.startswith("!"):
             raise BadRecord(text[1:])
         return json.loads(text)
+
+
+def _converted(path: Path, out: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Write each row as a line; where it begins, how many bytes it has, and its first line in the user's file."""
+    rate, at = Rate(f"reading {path.name}", "rows"), 0
+    for line, written in _rows(path):
+        out.write(written + b"\n")
+        yield at, len(written), line
+        at += len(written) + 1
+        rate.add(1)
+    rate.end()
 
 
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from finery.data.content import Rate, read_chunks
 from finery.data.tables.base import check_head
-from finery.data.tables.jsonl import BOM, JSONLines, save_index
+from finery.data.tables.jsonl import BOM, JSONLines, write_index
 from finery.errors import UserError
 
 __all__ = ["JSONList"]
@@ -27,12 +24,11 @@ class JSONList(JSONLines):
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Index the values of the list."""
-        starts, ends, lines = np.fromiter(chain.from_iterable(_values(path)), np.int64).reshape(-1, 3).T.copy()
-        save_index(beside, starts, ends - starts, lines)
+        write_index(beside, _values(path))
 
 
 def _values(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Where each value of the list begins and ends, in bytes, and the line where it begins.
+    """Where each value of the list begins, how many bytes it has, and the line where it begins.
 
     The text is read as Latin-1, so that a character is a byte: all that gives JSON its structure is ASCII, and UTF-8
     uses no ASCII byte for anything else.
@@ -47,7 +43,7 @@ def _values(path: Path) -> Iterator[tuple[int, int, int]]:
         if not text.character(at):
             raise text.fault(at, "the file ends within the list")
         end = text.value(at)
-        yield text.offset + at, text.offset + end, text.line(at)
+        yield text.offset + at, end - at, text.line(at)
         at = text.skip(end)
         found = text.character(at)
         if found not in (",", "]"):

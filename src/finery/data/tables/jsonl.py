@@ -1,6 +1,8 @@
 """JSON lines: one JSON value a line, found by an index of where lines begin."""
 
 import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from finery.data.tables.base import Bytes, Table, check_head
 
 __all__ = ["JSONLines"]
 
-LINES = "lines.npy"
+INDEX = "index.bin"
 BOM = b"\xef\xbb\xbf"
-_BLANK = frozenset(b" \t\r\n")
+_BLANK = b" \t\r\n"
 _SUSPECT_BYTES = 64
 """A blank line that is longer than this is read as a broken record."""
+_HELD_ROWS = 1 << 16
 
 
 class JSONLines(Table):
@@ -27,20 +30,21 @@ class JSONLines(Table):
 
     def __init__(self, path: Path, made: Path) -> None:
         super().__init__(path, made)
-        self.starts: NDArray[np.int64] = np.load(made / "starts.npy", mmap_mode="r")
-        self.sizes: NDArray[np.int64] = np.load(made / "sizes.npy", mmap_mode="r")
-        self.lines: NDArray[np.int64] | None = np.load(made / LINES, mmap_mode="r") if (made / LINES).exists() else None
+        index = made / INDEX
+        # (N, 3): the byte where a record begins, how many it has, and its line from 1
+        found = np.memmap(index, np.int64, "r") if index.stat().st_size else np.zeros(0, np.int64)
+        self.index = found.reshape(-1, 3)
         self.bytes = Bytes(path, self.content)
 
     @classmethod
     def build(cls, path: Path, beside: Path) -> None:
         """Index the lines."""
-        starts, sizes = index_lines(path)
-        kept = np.ones(len(starts), bool) if cls.keeps_blank else _not_blank(path, starts, sizes)
-        save_index(beside, starts[kept], sizes[kept], None if kept.all() else np.flatnonzero(kept) + 1)
+        with (beside / INDEX).open("wb") as out:
+            for chunk, offset, found in _lines(path):
+                out.write((found if cls.keeps_blank else found[_holds_something(path, chunk, offset, found)]).tobytes())
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.index)
 
     def __getitem__(self, row: int) -> Any:
         text = self.text(row)
@@ -55,11 +59,12 @@ class JSONLines(Table):
 
     def text(self, row: int) -> str:
         """A row's text; raises `BadRecord` where it is not UTF-8."""
-        raw = self.bytes.read(int(self.starts[row]), int(self.sizes[row]))
+        start, size, _ = self.index[row].tolist()
+        raw = self.bytes.read(start, size)
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise BadRecord(f"this line is not UTF-8 (byte {error.start}: {raw[error.start]:#x}); save the file as UTF-8") from None
+            raise BadRecord(f"the record is not UTF-8 (byte {error.start}: {raw[error.start]:#x}); save the file as UTF-8") from None
 
     def json_text(self, row: int) -> str | None:
         """The row's text."""
@@ -67,55 +72,46 @@ class JSONLines(Table):
 
     def line(self, row: int) -> int | None:
         """As in the file, where blank lines count."""
-        return row + 1 if self.lines is None else int(self.lines[row])
+        return int(self.index[row, 2])
 
 
-def save_index(folder: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64], lines: NDArray[np.int64] | None) -> None:
-    """Where records begin, how many bytes they have, and on which lines they begin, unless each is the next."""
-    np.save(folder / "starts.npy", starts)
-    np.save(folder / "sizes.npy", sizes)
-    if lines is not None:
-        np.save(folder / LINES, lines)
+def write_index(folder: Path, records: Iterable[tuple[int, int, int]]) -> None:
+    """Where each record begins, how many bytes it has, and its line; a few of them are held at a time."""
+    rows = iter(records)
+    with (folder / INDEX).open("wb") as out:
+        while held := list(islice(rows, _HELD_ROWS)):
+            out.write(np.asarray(held, np.int64).tobytes())
 
 
-def index_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each line begins and its size in bytes, without its end."""
+def _lines(path: Path) -> Iterator[tuple[bytes, int, NDArray[np.int64]]]:
+    """Pieces of a file, where each begins, and the lines (N, 3) that end in it, without their ends; the last line may have none."""
     rate = Rate(f"looking for the lines of {path.name}", "bytes", path.stat().st_size)
-    breaks, seen, first = [], 0, b""
+    seen = begin = 0
+    line = 1
     for chunk in read_chunks(path, CHUNK_BYTES):
         if not seen:
             check_head(path, chunk[:8192])
-            first = chunk[:3]
-        breaks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + seen)
+            begin = len(BOM) if chunk.startswith(BOM) else 0
+        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + seen
+        if len(ends):
+            starts = np.concatenate([[begin], ends[:-1] + 1])
+            yield chunk, seen, np.stack([starts, ends - starts, np.arange(line, line + len(ends))], axis=1)
+            begin, line = int(ends[-1]) + 1, line + len(ends)
         seen += len(chunk)
         rate.add(len(chunk))
     if not seen:
         check_head(path, b"")
     rate.end()
-    ends = np.concatenate([*breaks, np.asarray([seen])]) if breaks[-1].size == 0 or breaks[-1][-1] != seen - 1 else np.concatenate(breaks)
-    starts = np.empty(len(ends), np.int64)
-    starts[0] = len(BOM) if first == BOM else 0
-    starts[1:] = ends[:-1] + 1
-    return starts, ends - starts
+    if begin < seen:
+        yield b"", seen, np.asarray([[begin, seen - begin, line]], np.int64)
 
 
-def _not_blank(path: Path, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which lines hold something. Only short lines are looked at; most files have none."""
-    data = Bytes(path)
-    short = np.flatnonzero(sizes < _SUSPECT_BYTES)
-    if len(short) > len(sizes) // 2:  # a file of short lines: read in order rather than piece by piece
-        text = path.read_bytes() if path.stat().st_size < CHUNK_BYTES else None
-        blank = [row for row in short if _is_blank(_piece(data, text, int(starts[row]), int(sizes[row])))]
-    else:
-        blank = [row for row in short if _is_blank(data.read(int(starts[row]), int(sizes[row])))]
-    kept = np.ones(len(starts), bool)
-    kept[blank] = False
+def _holds_something(path: Path, chunk: bytes, offset: int, lines: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines are not blank. Only short ones are looked at."""
+    kept = np.ones(len(lines), bool)
+    for row in np.flatnonzero(lines[:, 1] < _SUSPECT_BYTES).tolist():
+        start, size, _ = lines[row].tolist()
+        # one that began in the piece before is read again
+        raw = chunk[start - offset : start - offset + size] if offset <= start < offset + len(chunk) else Bytes(path).read(start, size)
+        kept[row] = bool(raw.strip(_BLANK))
     return kept
-
-
-def _piece(data: Bytes, text: bytes | None, start: int, size: int) -> bytes:
-    return data.read(start, size) if text is None else text[start : start + size]
-
-
-def _is_blank(raw: bytes) -> bool:
-    return all(byte in _BLANK for byte in raw)

@@ -87,8 +87,9 @@ class Parquet(Arrow):
         try:
             table = self._opened.read_row_group(number, use_threads=False)
             with pa.ipc.new_file(str(beside), table.schema) as out:
-                # one chunk a column, so that every batch but the last has as many rows as is counted on
-                out.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
+                for start in range(0, table.num_rows, _BATCH_ROWS):  # every batch but the last has as many rows as is counted on
+                    (batch,) = table.slice(start, _BATCH_ROWS).combine_chunks().to_batches()
+                    out.write_batch(batch)
             check_unchanged(self.told_as, self.content)
             beside.replace(path)
         except (pa.ArrowException, OSError) as error:
