@@ -20,6 +20,11 @@ Hub = Literal["hf", "ms", "om"]
 Kind = Literal["model", "dataset"]
 T = TypeVar("T")
 
+
+class UnknownName(UserError):
+    """A hub has no model or data set of that name, or was not asked and the cache has none."""
+
+
 PATIENCE_SECONDS = 10
 """How long a hub may take for one answer; the first contact as a whole, name look-up included, gets two seconds more."""
 FOREIGN = ("original/*", "onnx/*", "*.onnx*", "tf_model*", "flax_model*", "*.msgpack", "*.h5", "*.ot", "coreml/*", "openvino/*")
@@ -149,6 +154,11 @@ def fetch(
     return _snapshot(_Ask(hub, kind, name, branch, cache_dir, tokens.get(hub) or None))
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is never asked of a hub: a folder of that name is there, or it can only be a path."""
+    return is_path(name) or _is_folder(folder_of(name))
+
+
 def folder_of(name: str) -> Path:
     """The local folder that a name would mean."""
     return Path(name).expanduser() if name.startswith("~/") else Path(name)
@@ -175,7 +185,8 @@ def _snapshot(ask: _Ask) -> Path:
     what, advice = ask.explain(trouble, facts)
     place = f"{HUBS[ask.hub].title} ({ask.host})"
     if not copy:
-        raise UserError(f"the {ask.kind} {ask.name!r} cannot be fetched from {place}: {what}{lack}; {advice}")
+        kind = UnknownName if trouble in ("missing", "unnamed", "offline") else UserError
+        raise kind(f"the {ask.kind} {ask.name!r} cannot be fetched from {place}: {what}{lack}; {advice}")
     if not _offline():
         get_logger(__name__).warning(f"the {ask.kind} {ask.name!r} is taken from the cache, not from {place}: {what}")
     return copy

@@ -1,16 +1,18 @@
-"""List every key of a run's file: type, default, range, choices and help."""
+"""List every key of a run's file: type, default, range, choices and help; or, with `models`, the models that are known by name."""
 
 import json
 import shutil
 import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from finery.data.template import template_names
 from finery.errors import UserError, suggestion
+from finery.hub import HUBS, active_hub
+from finery.models.listed import listed_models
 from finery.options import OptionGroup
 from finery.run import CALLBACKS, PARTS, all_options, never, not_yet, own_keys
 from finery.training.arguments import RENAMED, TrainerField, enum_values, trainer_fields
@@ -44,7 +46,8 @@ class Key:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What to show, and in which form."""
-    parser.add_argument("word", nargs="?", default="", help="only keys whose name or owner holds this word")
+    only = "only keys whose name or owner holds this word; `models` lists models, `models qwen3 vl` those whose row holds all these words"
+    parser.add_argument("word", nargs="?", default="", help=only)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print docs/keys.md")
     form.add_argument("--json-schema", action="store_true", help="print a JSON schema of a whole run file, for editors")
@@ -52,6 +55,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, words: list[str]) -> int:
     """Print."""
+    if args.word == "models":
+        print(model_table(words), end="")
+        return 0
     if words:
         raise UserError(f"finery options takes one word, found {' '.join(words)!r} as well")
     if args.json_schema:
@@ -217,6 +223,28 @@ def _never_by_sentence(word: str = "") -> dict[str, list[str]]:
     return groups
 
 
+# ------------------------------------------------------------------ models
+
+
+def model_table(words: Sequence[str]) -> str:
+    """The listed models whose row holds every one of `words`, a line each; raises `UserError` where there is none."""
+    hub = active_hub()
+    shown: list[tuple[str, ...]] = []
+    for model in listed_models().values():
+        family = f" (or {model.family_template})" if model.family_template else ""
+        kind = "multimodal" if model.multimodal else ""
+        row = (model.name, model.ids.get(hub, "-"), model.template or f"default{family}", kind)
+        known = " ".join((*row, *model.older_names)).lower()
+        if all(word.lower() in known for word in words):
+            shown.append(row)
+    if not shown:
+        told = " ".join(words)
+        raise UserError(f"no listed model holds {told!r}{suggestion(told, listed_models())}")
+    shown.insert(0, ("name", f"id on {HUBS[hub].title}", "template", ""))
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in shown)
+
+
 # ------------------------------------------------------------------ for docs/keys.md
 
 _INTRODUCTION = """# Keys of a run's file
@@ -224,8 +252,9 @@ _INTRODUCTION = """# Keys of a run's file
 <!-- drawn from the options by `make docs`; do not edit -->
 
 A run is one flat YAML or JSON file; each key below can also be written on the command line, as `key=value` or `--key value`.
-`finery options WORD` shows a part of this page in the terminal. `finery options --json-schema > keys.json` is for editors: with
-`# yaml-language-server: $schema=keys.json` as its first line a file is completed and checked while it is written.
+`finery options WORD` shows a part of this page in the terminal, `finery options models` the models that are known by name.
+`finery options --json-schema > keys.json` is for editors: with `# yaml-language-server: $schema=keys.json` as its first line a file is
+completed and checked while it is written.
 
 An empty value means the default; *not set* is a default that is itself empty. `${env:NAME}` and `${other_key}` are filled in.
 """

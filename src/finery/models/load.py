@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finery.compat import quiet_transformers
 from finery.errors import UserError
-from finery.hub import fetch, folder_of, is_path
+from finery.hub import HUBS, Hub, UnknownName, active_hub, fetch, folder_of, is_local, is_path
 from finery.log import get_logger
+from finery.models.listed import did_you_mean, hub_id
 from finery.options import CommaList, Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ log = get_logger(__name__)
 
 class ModelOptions(OptionGroup):
     model_name_or_path: str
-    """The base model: a folder, or a name on the hub."""
+    """The base model: a folder, a name on the hub, or one that `finery options models` lists."""
     adapter_name_or_path: CommaList = ()
     """Adapters to start from: all but the last are merged, the last is trained on (or all are merged)."""
     cache_dir: str | None = None
@@ -61,6 +63,7 @@ class ModelOptions(OptionGroup):
             yield Finding("model_name_or_path", text)
         else:
             yield from _check_folder("model_name_or_path", self.model_name_or_path, ("config.json",))
+            yield from _check_listed(self.model_name_or_path)
         for name in self.adapter_name_or_path:
             yield from _check_folder("adapter_name_or_path", name, ("adapter_config.json",))
 
@@ -78,9 +81,30 @@ def _check_folder(key: str, name: str, needed: Sequence[str]) -> Iterator[Findin
         yield Finding(key, f"names {folder}, which holds no {' or '.join(needed)}")
 
 
+def _check_listed(name: str) -> Iterator[Finding]:
+    """Whether the hub in use is known to have a listed model."""
+    if not is_local(name):
+        try:
+            hub_id(name, active_hub())
+        except UserError as error:
+            yield Finding("model_name_or_path", f"cannot be used: {error}")
+
+
 def locate_model(options: ModelOptions) -> Path:
-    """The base model's folder, downloaded where needed."""
-    return fetch(options.model_name_or_path, kind="model", revision=options.model_revision, **options.download)
+    """The base model's folder, downloaded where needed; a listed name is looked up, unless a folder is called so."""
+    name, hub = options.model_name_or_path, active_hub()
+    try:
+        return fetch(name if is_local(name) else _listed_id(name, hub), kind="model", revision=options.model_revision, **options.download)
+    except UnknownName as error:
+        raise UserError(f"{error}{did_you_mean(name, hub)}") from None
+
+
+@cache  # so that it is said once
+def _listed_id(name: str, hub: Hub) -> str:
+    found = hub_id(name, hub)
+    if found != name:
+        log.info("%s is %s on %s", name, found, HUBS[hub].title)
+    return found
 
 
 def locate_adapters(options: ModelOptions) -> list[Path]:
