@@ -116,7 +116,7 @@ def test_a_file_that_is_taken_away_is_read_to_its_end(entry: dict[str, Any], tmp
     sets.stop()
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet", "x.arrow"])
 def test_a_file_that_is_changed_while_it_is_read_is_told(name: str, tmp_path: Path) -> None:
     """And none of what it says now is kept as what it said before."""
     import pyarrow as pa
@@ -129,8 +129,13 @@ def test_a_file_that_is_changed_while_it_is_read_is_told(name: str, tmp_path: Pa
             write_texts(path, texts)
         elif name == "x.json":
             path.write_text(json.dumps([{"text": text} for text in texts]))
-        else:
+        elif name == "x.parquet":
             parquet.write_table(pa.table({"text": texts}), path, row_group_size=50)
+        else:
+            content = pa.BufferOutputStream()
+            with pa.ipc.new_stream(content, pa.schema({"text": pa.string()})) as out:
+                out.write_table(pa.table({"text": texts}))
+            path.write_bytes(content.getvalue())  # in place
 
     write(TEXTS)
     entry = {"x": {"file_name": str(path), "columns": {"prompt": "text"}}}

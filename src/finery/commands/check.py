@@ -30,9 +30,15 @@ def run(args: Namespace, words: list[str]) -> int:
         checks: list[Check] = [data := Data()]
         found = data.look(_data_alone(words), {})
     else:
-        chosen = Run.read(words, trains=True)
         checks = [CHECKS[name]() for name in CHECKS.names()]
-        found = (finding for check in checks for finding in check.findings(chosen))
+        try:
+            chosen = Run.read(words, trains=True)
+        except UserError as error:
+            if not args.json:
+                raise
+            found = (Finding("config", complaint, effect="stops the run") for complaint in error.complaints)
+        else:
+            found = (finding for check in checks for finding in check.findings(chosen))
     kept: list[Finding] = []
     for finding in found:
         kept.append(finding)

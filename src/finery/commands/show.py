@@ -47,6 +47,7 @@ def run(args: Namespace, words: list[str]) -> int:
         _show(preview, args)
     finally:
         preview.sets.stop()
+    preview.sets.confirm()
     return 0
 
 

@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 _LOCK = "lock"
 _LOOK_SECONDS = 0.1
-_ORPHAN_SECONDS = 5.0
+_ORPHAN_SECONDS = 15.0
 """How long processes of a run that was killed may take to notice it."""
 PATIENCE_SECONDS = 1800.0
 """How long a reader waits for the writer's preparations."""

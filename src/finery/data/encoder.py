@@ -38,6 +38,7 @@ LOOKAHEAD = 1024
 """How many samples the encoding keeps ahead of the steps, at least."""
 GUARD_SECONDS = 60.0
 """How long the end of a run waits until its files are found to be what they were taken for."""
+_PATIENCE_SECONDS = 2.0
 MOST_TOLD = 20
 """How many kinds of left-out samples are told while they are met."""
 _IDLE_SECONDS = 0.005
@@ -47,7 +48,7 @@ _MOST_LOOKS = 50
 _MESSAGE_BYTES = 1 << 15
 _WHY = {
     signal.SIGKILL: "; perhaps there was too little memory",
-    signal.SIGBUS: "; perhaps the disk that holds the cache is full (FINERY_CACHE names another folder)",
+    signal.SIGBUS: "; perhaps the disk that holds the cache is full (FINERY_CACHE names another folder), or the data file was cut short",
 }
 """What ends a process that encodes, by signal."""
 
@@ -146,6 +147,7 @@ class Encoder:
     def check(self) -> None:
         """Raise what has gone wrong beside the training."""
         if self.guard is not None and self.guard.problem:
+            self._forget()
             raise UserError(self.guard.problem)
         if self.shared.failed.value == 1:
             raise UserError(*self.shared.message.value.decode(errors="replace").split("\n"))
@@ -178,8 +180,24 @@ class Encoder:
         if self._thread is not None:
             self._thread.join(5)
         self._tell()
-        if self.guard is not None and self.guard.is_alive():
-            self.guard.join(GUARD_SECONDS)  # a short run may end before its files are read
+
+    def confirm(self) -> None:
+        """At the end of a run: raise what went wrong, once its files are found to be what they were taken for."""
+        if self.guard is not None and self.guard.is_alive():  # a short run may end before its files are read
+            self.guard.join(_PATIENCE_SECONDS)
+            if self.guard.is_alive():
+                log.info("looking whether the data files are those that the run began with; up to %.0f s", GUARD_SECONDS)
+                self.guard.join(GUARD_SECONDS)
+            if self.guard.is_alive():
+                log.warning("whether the data files are those that the run began with is not known: reading them takes too long")
+        self.check()
+
+    def _forget(self) -> None:
+        """The files are not what they were taken for: nothing of what this run may have written is to be used again."""
+        if self._num_workers:
+            for feed in self.feeds:
+                for store in feed.stores:
+                    store.entries["present"] = 0
 
     def _watch(self) -> None:
         """Notice within a moment when a process ends that should not have."""

@@ -21,7 +21,10 @@ QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _PIECE = 1 << 16
 _NUM_FIRST = 5
 """So many row numbers are named for each reason."""
-_MOST_REASONS_READ = 200_000
+_MOST_KINDS = 100
+"""From then on reasons are no longer told apart."""
+_OTHERS = "other reasons, each of a kind of its own"
+_MOST_TOLD = 20
 
 
 @dataclass
@@ -113,6 +116,7 @@ def _add(total: _Count, samples: SampleSet, number: int, records: NDArray[np.int
     source, store = samples.sources[number], samples.stores[number]
     entries = store.entries[records]
     present = entries["present"] == 1
+    store.let_go()
     total.taken += len(records)
     records, entries = records[present], entries[present]
     used = entries["num_rows"] > 0
@@ -126,9 +130,12 @@ def _add(total: _Count, samples: SampleSet, number: int, records: NDArray[np.int
         setattr(total, name, getattr(total, name) + int((entries["cut"] & flag > 0).sum()))
     for record in records[cut][: _NUM_FIRST - len(total.first_cut)]:
         total.first_cut.append(source.place(int(record)))
-    for record in records[~used][:_MOST_REASONS_READ].tolist():
+    for record in records[~used].tolist():
         reason = store.reason(record)
-        line = total.left_out.setdefault(kind_of(reason), [reason, 0, []])
+        kind = kind_of(reason)
+        if kind not in total.left_out and len(total.left_out) >= _MOST_KINDS:
+            kind = reason = _OTHERS
+        line = total.left_out.setdefault(kind, [reason, 0, []])
         line[1] += 1
         if len(line[2]) < _NUM_FIRST:
             line[2].append(source.place(record))
@@ -180,9 +187,13 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _notes(name: str, line: Mapping[str, Any]) -> list[str]:
     notes = []
-    for reason in line["left_out"]:
+    for reason in line["left_out"][:_MOST_TOLD]:
         more = ", …" if reason["samples"] > len(reason["first"]) else ""
         notes.append(f"{name}: {reason['samples']:,} left out: {reason['reason']} ({', '.join(reason['first'])}{more})")
+    if len(line["left_out"]) > _MOST_TOLD:
+        rest = line["left_out"][_MOST_TOLD:]
+        num_samples = sum(reason["samples"] for reason in rest)
+        notes.append(f"{name}: {num_samples:,} left out for {plural(len(rest), 'other reason')}, see {FILE}")
     if line["cut_samples"]:
         lost = [
             f"{line[key]:,} {what}"

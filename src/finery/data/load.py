@@ -157,6 +157,11 @@ class Sets:
         while self.claimed:
             release(self.claimed.pop())
 
+    def confirm(self) -> None:
+        """Raise what went wrong with the data, once nothing of them is read any more."""
+        if self.encoder is not None:
+            self.encoder.confirm()
+
     def __enter__(self) -> Sets:
         return self
 

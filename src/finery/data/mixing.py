@@ -16,6 +16,8 @@ from finery.errors import UserError
 STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
 _DRAWS = 1000
 """So many sources are drawn at a time, as `datasets` does: one seed gives one order there and here."""
+_MOST_TIMES, _MOST_SAMPLES = 1000, 10_000_000
+"""A mixture that deals more samples than so many, and than so many times its rows, is a slip."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _draw(sizes: NDArray[np.int64], probs: NDArray[np.float64], strategy: str, s
     weights = probs / probs.sum()
     if bool((sizes[weights > 0] == 0).any()):
         raise UserError("'interleave_probs' gives weight to a data set that has no rows")
+    _check_weights(sizes, weights, strategy)
     dice = np.random.default_rng(seed)
     wanted = {"interleave_under": any, "interleave_over": all, "interleave_once": all}[strategy]
     counts = np.zeros(len(sizes), np.int64)
@@ -128,6 +131,18 @@ def _draw(sizes: NDArray[np.int64], probs: NDArray[np.float64], strategy: str, s
         return drawn[keep], nth[keep]
     end = 1 + (min(full) if strategy == "interleave_under" else max(full))
     return drawn[:end], nth[:end] % sizes[drawn[:end]]
+
+
+def _check_weights(sizes: NDArray[np.int64], weights: NDArray[np.float64], strategy: str) -> None:
+    """Raise `UserError` where a weight is so small that its data set would never be used up."""
+    counted = weights > 0
+    needed = np.where(counted, sizes / np.where(counted, weights, 1), 0)
+    place = int(np.argmin(np.where(counted, needed, np.inf)) if strategy == "interleave_under" else np.argmax(needed))
+    if needed[place] > max(_MOST_TIMES * int(sizes[counted].sum()), _MOST_SAMPLES):
+        raise UserError(
+            f"'interleave_probs': with a weight of {weights[place]:.3g}, all {int(sizes[place]):,} rows of data set {place + 1} would come "
+            f"only after some {needed[place]:,.0f} samples; raise it, or choose another 'mix_strategy'"
+        )
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ class SampleSet:
             inside = sources == number
             if inside.any():
                 found[inside] = store.entries[records[inside]]
+                store.let_go()
         return found
 
     def row_lengths(self) -> tuple[Places, NDArray[np.int32], NDArray[np.int32]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,17 @@ _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 _PIECE = 1 << 16
 
 
+_SHAPING = ("detect", "jinja", "sample", "slots", "sources", "store", "template", "tokenise")
+
+
 @cache
 def code_version() -> str:
     """A digest of the code that shapes tokens: another version of it never takes what this one has encoded."""
     folder = Path(__file__).parent
-    shaping = ("formats", "rows", "templates", "tables")
+    shaping = ("dialects", "formats", "rows", "templates", "tables")
     files = [path for room in shaping for path in (folder / room).rglob("*") if path.suffix in (".py", ".yaml")]
-    return digest(*sorted([*files, *(folder / f"{name}.py" for name in ("jinja", "sample", "slots", "store", "template", "tokenise"))]))
+    versions = [f"{name} {version(name)}" for name in ("jinja2", "tokenizers", "transformers")]
+    return digest(*sorted([*files, *(folder / f"{name}.py" for name in _SHAPING)]), *versions)
 
 
 class TokenStore:
@@ -63,6 +69,7 @@ class TokenStore:
         self.folder = folder
         self.size = size
         self._entries: NDArray[Any] | None = None
+        self._memory: mmap.mmap | None = None  # of the entries
         self._maps: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
 
     @classmethod
@@ -84,10 +91,21 @@ class TokenStore:
     def entries(self) -> NDArray[Any]:
         """The index, mapped into memory."""
         if self._entries is None:
-            index = self.folder / "index.bin"
-            mode = "r+" if os.access(index, os.W_OK) else "r"
-            self._entries = np.memmap(index, ENTRY, mode, shape=(self.size,)) if self.size else np.zeros(0, ENTRY)
+            self._entries = self._mapped() if self.size else np.zeros(0, ENTRY)
         return self._entries
+
+    def _mapped(self) -> NDArray[Any]:
+        index = self.folder / "index.bin"
+        writable = os.access(index, os.W_OK)
+        with index.open("r+b" if writable else "rb") as file:
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._memory = mmap.mmap(file.fileno(), self.size * ENTRY.itemsize, access=access)
+        return np.frombuffer(self._memory, ENTRY)
+
+    def let_go(self) -> None:
+        """What was looked at of the index no longer counts as this process's memory."""
+        if self._memory is not None:
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which records are encoded."""
@@ -129,7 +147,7 @@ class TokenStore:
         return self.folder / f"shard-{number:05d}.bin"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "size": self.size, "_entries": None, "_maps": OrderedDict()}
+        return {"folder": self.folder, "size": self.size, "_entries": None, "_memory": None, "_maps": OrderedDict()}
 
 
 class StoreWriter:
@@ -161,6 +179,7 @@ class StoreWriter:
 
     def _next_shard(self) -> None:
         self.close()
+        self.store.let_go()
         while True:
             self._number += 1
             try:

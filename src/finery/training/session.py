@@ -103,8 +103,9 @@ class Session:
     def keep_tokens(self, sets: Sets, data: DataOptions) -> Path:
         """Nothing is trained: the encoded data are all that was asked for."""
         found = ledger.report(sets.by_name)
-        log.info("%s\nencoded data are in %s", ledger.table(found), data.tokenized_path)
         sets.stop()
+        sets.confirm()
+        log.info("%s\nencoded data are in %s", ledger.table(found), data.tokenized_path)
         return Path(str(data.tokenized_path))
 
     def tell_data(self, sets: Sets) -> None:
@@ -179,8 +180,7 @@ class Session:
         finally:
             self.tell_data(sets)
             sets.stop()
-        if sets.encoder is not None:
-            sets.encoder.check()
+        sets.confirm()
         if self.loop.do_train and is_first():
             write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
         names = ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")

@@ -75,7 +75,7 @@ class Bytes:
         """With `content`, a digest of the file's bytes, a file that is changed while it is read is noticed."""
         self.path = path
         self.content = content
-        self._stamp = stamp_of(path.stat())
+        self._stamp = _stamp(path.stat())
         self._descriptor: int | None = None
 
     def read(self, start: int, size: int) -> bytes:
@@ -83,7 +83,7 @@ class Bytes:
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
         found = os.pread(self._descriptor, size, start)
-        if self.content is not None and (stamp := stamp_of(os.fstat(self._descriptor))) != self._stamp:
+        if self.content is not None and (stamp := _stamp(os.fstat(self._descriptor))) != self._stamp:
             check_unchanged(self.path, self.content)
             self._stamp = stamp
         return found
@@ -96,8 +96,8 @@ class Bytes:
             os.close(self._descriptor)
 
 
-def stamp_of(stat: os.stat_result) -> tuple[int, int, int]:
-    """By what a file is taken for unchanged: size, time of change, inode."""
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    """By what a file is taken for unchanged."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

@@ -1,6 +1,7 @@
 """JSON lines: one JSON value a line, found by an index of where lines begin."""
 
 import json
+import mmap
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,8 @@ _BLANK = b" \t\r\n"
 _SUSPECT_BYTES = 64
 """A blank line that is longer than this is read as a broken record."""
 _HELD_ROWS = 1 << 16
+_KEPT_ROWS = 5000
+"""After so many rows the pages of the index are let go: until then they count as this process's memory."""
 
 
 class JSONLines(Table):
@@ -30,10 +33,10 @@ class JSONLines(Table):
 
     def __init__(self, path: Path, made: Path) -> None:
         super().__init__(path, made)
-        index = made / INDEX
-        # (N, 3): the byte where a record begins, how many it has, and its line from 1
-        found = np.memmap(index, np.int64, "r") if index.stat().st_size else np.zeros(0, np.int64)
-        self.index = found.reshape(-1, 3)
+        self._memory: mmap.mmap | None = None
+        self._index: NDArray[np.int64] | None = None
+        self._size = (made / INDEX).stat().st_size // 24
+        self._num_read = 0
         self.bytes = Bytes(path, self.content)
 
     @classmethod
@@ -44,7 +47,17 @@ class JSONLines(Table):
                 out.write((found if cls.keeps_blank else found[_holds_something(path, chunk, offset, found)]).tobytes())
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._size
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """(N, 3): the byte where a record begins, how many it has, and its line from 1."""
+        if self._index is None:
+            if self._size:
+                with (self.made / INDEX).open("rb") as file:
+                    self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._index = np.frombuffer(self._memory or b"", np.int64).reshape(-1, 3)
+        return self._index
 
     def __getitem__(self, row: int) -> Any:
         text = self.text(row)
@@ -60,6 +73,9 @@ class JSONLines(Table):
     def text(self, row: int) -> str:
         """A row's text; raises `BadRecord` where it is not UTF-8."""
         start, size, _ = self.index[row].tolist()
+        self._num_read += 1
+        if self._num_read % _KEPT_ROWS == 0 and self._memory is not None:
+            self._memory.madvise(mmap.MADV_DONTNEED)
         raw = self.bytes.read(start, size)
         try:
             return raw.decode()
@@ -73,6 +89,9 @@ class JSONLines(Table):
     def line(self, row: int) -> int | None:
         """As in the file, where blank lines count."""
         return int(self.index[row, 2])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memory": None, "_index": None}
 
 
 def write_index(folder: Path, records: Iterable[tuple[int, int, int]]) -> None:
