@@ -155,3 +155,11 @@ def test_in_a_process_of_its_own_without_torch() -> None:
     probe = "import sys; from finery.cli import main; code = main(['check', 'bad.jsonl']); print('torch' in sys.modules); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "False"), done.stderr
+
+
+def test_json_of_a_config_that_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = check(capsys, "run.yaml", "--json", "lora_rnak=4", "stage=nope")
+    found = json.loads("\n".join(told))
+    assert (code, found["exit_code"], found["checked"]) == (2, 2, [])
+    assert [finding["effect"] for finding in found["findings"]] == ["stops the run"] * len(found["findings"])
+    assert any("lora_rnak" in finding["what"] for finding in found["findings"])

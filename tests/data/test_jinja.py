@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -302,3 +303,24 @@ def test_probing_leaves_the_tokenizer_as_it_was(tokenizer: Any) -> None:
     template = JinjaTemplate(tokenizer)
     template.encode(talk("a", "b"))
     assert (tokenizer.get_vocab(), tokenizer.chat_template, template.jinja) == (*before, before[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "date"),
+    [
+        ("Mistral-Small-3.2", "2024-07-26"),
+        ("meta-llama-Llama-3.2", "26 Jul 2024"),
+        ("ibm-granite-granite-3.3", "July 26, 2024"),
+        ("Apertus", "2024-07-26"),
+    ],
+)
+def test_the_date_of_the_day_is_nowhere(vendor: Vendor, name: str, date: str) -> None:
+    """Else a run of tomorrow would train another text, and what is cached today would be wrong tomorrow."""
+    template = JinjaTemplate(vendor(name))
+    tokenizer: Any = template.tokenizer
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi?"}], tokenize=False, add_generation_prompt=True)
+    assert date in text
+    assert str(datetime.now().year) not in text or datetime.now().year == 2024
+    assert template.prompt_ids([Message("user", "Hi?")]) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert template.jinja == tokenizer.chat_template, "what is saved writes no other"
+    assert JinjaTemplate(tokenizer).jinja == template.jinja, "once is enough"

@@ -74,6 +74,12 @@ def test_weight_for_a_data_set_without_rows_is_an_error() -> None:
         Mixture(selections((5, 0)), "interleave_under", (0.5, 0.5), 1)
 
 
+@pytest.mark.parametrize("strategy", ["interleave_over", "interleave_once"])
+def test_a_weight_that_would_never_be_done_is_an_error(strategy: str) -> None:
+    with pytest.raises(UserError, match=r"'interleave_probs': with a weight of 1e-09, all 50 rows of data set 2 would come only after"):
+        Mixture([Selection(0, 5), Selection(0, 50)], strategy, [1, 1e-9])
+
+
 def test_places_are_located_alone_as_they_are_together() -> None:
     dice = np.random.default_rng(0)
     for strategy in ("concat", *STOPPING):

@@ -278,6 +278,13 @@ def test_a_file_changed_in_secret_stops_the_run(entry: dict[str, Any], tmp_path:
         in_order(sets.train)
     assert num_encoded(entry) == 40, "the next start knows the new content"
     assert num_encoded(entry) == 0
+    changed_in_secret(path, "TEXT 39", "text 39")
+    with pytest.raises(UserError, match="was changed"), open_sets(entry) as sets:
+        sets.confirm()
+    changed_in_secret(path, "text 39", "TEXT 39")
+    with pytest.raises(UserError, match="was changed"), open_sets(entry) as sets:
+        sets.confirm()
+    assert num_encoded(entry) == 40, "nothing is used that was encoded under a wrong name"
 
 
 def test_files_that_were_read_whole_are_not_read_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template, Turn, with_thought
 from finery.data.tokenise import Asking
 from finery.errors import UserError
+from finery.log import get_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,20 @@ _PROBE_THOUGHT = "A short probe thought"
 _PLAIN_KEYS = {"role", "content"}
 _QUESTION = {"role": "user", "content": "A question"}
 _CALL = Message("function", '{"name": "look", "arguments": {"at": "it"}}')
+
+
+_DATE = {
+    "%Y-%m-%d": "2024-07-26", "%Y": "2024", "%y": "24", "%m": "07", "%d": "26", "%B": "July", "%b": "Jul", "%A": "Friday", "%a": "Fri",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
+}  # fmt: skip
+"""The day that Llama 3's own template names where it is not told one."""
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{- format"
+    + "".join(f".replace('{directive}', '{said}')" for directive, said in _DATE.items())
+    + " -}}{%- endmacro -%}"
+)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class JinjaTemplate(Template):
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__(tokenizer)
+        self._fix_date()
         self._plain_render = compiled_chat_template(tokenizer)
         self._markers = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
         self._eos = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
@@ -67,6 +83,13 @@ class JinjaTemplate(Template):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._plain_render = compiled_chat_template(self.tokenizer)
+
+    def _fix_date(self) -> None:
+        """A template that writes today's date would train another text today than it serves tomorrow."""
+        source = self.tokenizer.chat_template
+        if isinstance(source, str) and "strftime_now" in source and not source.startswith(_FIXED_DATE):
+            log.info("the chat template writes the date of the day: here, and in what is saved, it is always %s", _DATE["%Y-%m-%d"])
+            self.tokenizer.chat_template = _FIXED_DATE + source
 
     @property
     def jinja(self) -> str | None:

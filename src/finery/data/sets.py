@@ -80,6 +80,8 @@ class SampleSet:
         """The loop is at a place and takes `num_ahead` samples next; raises what has gone wrong with the encoding."""
         if self.encoder is not None:
             self.encoder.want(self.feed, place + max(4 * num_ahead, LOOKAHEAD))
+        for store in self.stores:
+            store.let_go()
 
     def encode_all(self) -> None:
         """Wait until every sample is encoded, saying how fast it goes."""

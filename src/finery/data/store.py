@@ -103,7 +103,7 @@ class TokenStore:
         return np.frombuffer(self._memory, ENTRY)
 
     def let_go(self) -> None:
-        """What was looked at of the index no longer counts as this process's memory."""
+        """What was looked at of the index no longer counts as this process's memory; every look maps some 64 kB."""
         if self._memory is not None:
             self._memory.madvise(mmap.MADV_DONTNEED)
 
@@ -176,10 +176,10 @@ class StoreWriter:
         where = np.asarray(records, np.int64)
         self.store.entries[where] = entries
         self.store.entries["present"][where] = 1
+        self.store.let_go()
 
     def _next_shard(self) -> None:
         self.close()
-        self.store.let_go()
         while True:
             self._number += 1
             try:

@@ -22,8 +22,8 @@ _BLANK = b" \t\r\n"
 _SUSPECT_BYTES = 64
 """A blank line that is longer than this is read as a broken record."""
 _HELD_ROWS = 1 << 16
-_KEPT_ROWS = 5000
-"""After so many rows the pages of the index are let go: until then they count as this process's memory."""
+_KEPT_ROWS = 200
+"""After so many rows the pages of the index are let go: until then they count as this process's memory, some 64 kB for each look."""
 
 
 class JSONLines(Table):
