@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class StreamTable(Table):
         if settings.num_rows is None:
             raise UserError(f"data set {name!r}: 'streaming' needs 'max_steps', since a stream does not say how many rows it has")
         self.name, self.entry, self.settings, self.token = name, entry, settings, token
+        self._passes = _Passes(name, self.repository, entry, settings, token)
         self._rows: Iterator[Any] | None = None
         self._next = 0
         self._owner = 0  # the process that has opened it
@@ -47,7 +49,7 @@ class StreamTable(Table):
 
     def __getitem__(self, row: int) -> Any:
         if self._rows is None or row < self._next or self._owner != os.getpid():
-            self._rows, self._next, self._owner = self._read(row), row, os.getpid()
+            self._rows, self._next, self._owner = self._passes.read(row), row, os.getpid()
         try:
             while self._next < row:
                 next(self._rows)
@@ -57,7 +59,37 @@ class StreamTable(Table):
         except StopIteration:
             raise UserError(f"data set {self.name!r}: the stream of {self.repository} holds no rows") from None
 
-    def _read(self, first: int) -> Iterator[Any]:
+    @property
+    def content(self) -> str:
+        """What stands for the content in the key of the cache: the repository as it is now, and how it is read."""
+        from huggingface_hub import HfApi
+
+        try:
+            commit = HfApi(token=self.token).dataset_info(self.repository).sha
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"data set {self.name!r}: {self.repository} cannot be reached: {_plain(error)}") from None
+        entry, settings = self.entry, self.settings
+        return f"{self.repository}@{commit} {entry.subset} {entry.split} {entry.folder} {settings}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_rows": None}
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """A stream from its start to its end, again and again.
+
+    Apart from the table, so that reading that is given up ends there and then: were it in a cycle with the table, the
+    collector would end it at any moment in any thread, and a library that waits for threads of its own may then wait for ever.
+    """
+
+    name: str
+    repository: str
+    entry: DatasetEntry
+    settings: StreamSettings
+    token: str | None
+
+    def read(self, first: int) -> Iterator[Any]:
         """Rows from `first` on, pass after pass."""
         number = 0
         while True:
@@ -98,21 +130,6 @@ class StreamTable(Table):
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:  # also the library's own, which derive from these
             raise UserError(f"data set {self.name!r}: {self.repository} cannot be streamed: {_plain(error)}") from None
-
-    @property
-    def content(self) -> str:
-        """What stands for the content in the key of the cache: the repository as it is now, and how it is read."""
-        from huggingface_hub import HfApi
-
-        try:
-            commit = HfApi(token=self.token).dataset_info(self.repository).sha
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"data set {self.name!r}: {self.repository} cannot be reached: {_plain(error)}") from None
-        entry, settings = self.entry, self.settings
-        return f"{self.repository}@{commit} {entry.subset} {entry.split} {entry.folder} {settings}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None}
 
 
 def stream_table(name: str, entry: DatasetEntry, settings: StreamSettings, download: Mapping[str, Any]) -> StreamTable:
