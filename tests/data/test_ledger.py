@@ -256,6 +256,10 @@ def test_how_full_packs_and_blocks_are(tmp_path: Path) -> None:
     blocks = reported(entry, letter_rows(10, whole=True), PackingOptions())["train"]
     assert blocks["packing"] == {"blocks": 4, "capacity": 10, "fill": 0.875}
     assert "train: 4 blocks of 10 tokens, 87.5% full" in ledger.table({"train": blocks})
+    entry = {"x": write_texts(tmp_path / "y.jsonl", ["x" * 7, "y" * 4])}
+    odd = reported(entry, letter_rows(10, whole=True), PackingOptions())["train"]
+    assert odd["packing"] == {"blocks": 2, "capacity": 10, "fill": 0.55, "left_over_tokens": 1}
+    assert "the last token of all stands in a block of its own" in ledger.table({"train": odd})
 
 
 def test_reasons_that_are_all_unlike_are_soon_told(tmp_path: Path) -> None:
@@ -274,5 +278,6 @@ def test_reasons_that_are_all_unlike_are_soon_told(tmp_path: Path) -> None:
     assert sum(reason["samples"] for reason in line["left_out"]) == 2000
     assert (line["left_out"][-1]["reason"], line["left_out"][-1]["samples"]) == ("other reasons, each of a kind of its own", 1900)
     told = ledger.table(ledger.report(sets.by_name)).splitlines()
-    assert len(told) < 30 and "other reasons, see data_report.json" in told[-1]
+    assert len(told) < 30
+    assert "train: x: 1,980 left out for 81 other reasons, see data_report.json" in told
     assert line["left_out"][1]["first"] == [f"x.json row 201 (line {2 + 201 * 8})"]

@@ -160,8 +160,9 @@ def packing_fill(units: UnitSet) -> dict[str, Any] | None:
         return None
     kind = "blocks" if isinstance(units, BlockSet) else "packs"
     tokens, capacity = int(units.lengths.sum()), units.capacity
+    left = {"left_over_tokens": 1} if isinstance(units, BlockSet) and len(units) and units.lengths[-1] == 1 else {}
     joined = {"rows_see_each_other": units.joined} if isinstance(units, PackedSet) else {}
-    return {kind: len(units), "capacity": capacity, "fill": round(tokens / (len(units) * capacity), 4) if len(units) else 0.0, **joined}
+    return {kind: len(units), "capacity": capacity, "fill": round(tokens / (len(units) * capacity), 4) if len(units) else 0.0, **joined, **left}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -215,6 +216,8 @@ def _set_notes(name: str, each: Mapping[str, Any]) -> list[str]:
     if packing := each.get("packing"):
         kind = "blocks" if "blocks" in packing else "packs"
         notes.append(f"{name}: {packing[kind]:,} {kind} of {packing['capacity']:,} tokens, {packing['fill']:.1%} full")
+        if packing.get("left_over_tokens"):
+            notes.append(f"{name}: the last token of all stands in a block of its own, where there is nothing to predict it from")
     if each.get("duplicates"):
         notes.append(f"{name}: samples that repeat another one: {each['duplicates']:,}")
     if each.get("also_in_train"):
