@@ -162,7 +162,13 @@ def packing_fill(units: UnitSet) -> dict[str, Any] | None:
     tokens, capacity = int(units.lengths.sum()), units.capacity
     left = {"left_over_tokens": 1} if isinstance(units, BlockSet) and len(units) and units.lengths[-1] == 1 else {}
     joined = {"rows_see_each_other": units.joined} if isinstance(units, PackedSet) else {}
-    return {kind: len(units), "capacity": capacity, "fill": round(tokens / (len(units) * capacity), 4) if len(units) else 0.0, **joined, **left}
+    return {
+        kind: len(units),
+        "capacity": capacity,
+        "fill": round(tokens / (len(units) * capacity), 4) if len(units) else 0.0,
+        **joined,
+        **left,
+    }
 
 
 def table(found: Mapping[str, Any]) -> str:
