@@ -124,8 +124,8 @@ def test_every_line_of_never_says_what_to_do() -> None:
 def test_false_is_nothing_where_nothing_is_the_default() -> None:
     accepted = Run.from_dict({**BASE, "packing": False, "deepspeed": False, "remove_unused_columns": True, "adam_beta1": "0.8"})
     assert dict(accepted.trainer) == {"adam_beta1": 0.8}
-    with pytest.raises(UserError, match="'enable_thinking' is not built yet"):
-        Run.from_dict({**BASE, "enable_thinking": False})
+    with pytest.raises(UserError, match="'use_kv_cache' is not built yet"):
+        Run.from_dict({**BASE, "use_kv_cache": False})
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in not_yet()["choices"].items() for value in values])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from reprlib import Repr
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -58,6 +58,9 @@ class OptionGroup(BaseModel):
         frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=()
     )
 
+    nulls: ClassVar[frozenset[str]] = frozenset()
+    """Keys of which an empty value (null) says something else than the default."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_numbers_from_bools(cls, value: object, info: Any) -> object:
@@ -75,7 +78,7 @@ class OptionGroup(BaseModel):
         has none), so that the other keys can be looked at. An empty value (null) means the default.
         """
         taken = {name: keys.pop(name) for name in cls.model_fields if name in keys}
-        given = {name: entry.value for name, entry in taken.items() if entry.value is not None}
+        given = {name: entry.value for name, entry in taken.items() if entry.value is not None or name in cls.nulls}
         try:
             return cls(**given)
         except ValidationError as error:

@@ -16,8 +16,8 @@ from finery.data.jinja import JinjaTemplate
 from finery.data.load import Sets
 from finery.data.rows.base import Row, RowOptions
 from finery.data.rows.chat import Chat
-from finery.data.slots import SlotTemplate
 from finery.errors import UserError
+from named import named
 
 Load = Callable[..., Sets]
 RowsOf = Callable[[Any], list[Row]]
@@ -121,7 +121,7 @@ def test_another_template_has_another_key(tiny_model: Path) -> None:
         tokenizer.bos_token = bos  # which a template may write
         own = before + tokenizer.chat_template
         tokenizer.chat_template = {"default": own, "tool_use": own} if several else own
-        template = SlotTemplate.load(name, tokenizer) if name else JinjaTemplate(tokenizer)
+        template = named(name, tokenizer) if name else JinjaTemplate(tokenizer)
         return token_key(Chat(template, RowOptions(cutoff_len=64)))
 
     found = [key(name) for name in ("chatml", "qwen", "empty")]

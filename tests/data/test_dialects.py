@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from drawn_calls import PIECES, some_calls, some_text
 from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Call, Dialect, read_calls, read_tools
 from finery.data.sample import BadRecord
@@ -109,92 +110,6 @@ def test_the_vendors_write_the_same(shared: Path, template: str, name: str, call
     assert dialect(name).parse(written, TOOLS) == ("", calls)
     if described:
         assert dialect(name).describe(TOOLS).strip() in text
-
-
-PIECES = [
-    *("<tool_call>", "</tool_call>", "<tool_calls>", "</tool_calls>", "<function=f>", "</function>", "<parameter=k>", "</parameter>"),
-    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", '<invoke name="f">', "</invoke>", '<parameter name="k">', '<|"|>'),
-    *("<minimax:tool_call>", "</minimax:tool_call>", "<seed:tool_call>", "</seed:tool_call>", "<|tool_call>call:f{", "<tool_call|>"),
-    *(
-        "<|tool_call_start|>[",
-        "]<|tool_call_end|>",
-        "[TOOL_CALLS]",
-        "Action: f\nAction Input: {}",
-        "find\n{}",
-        '{"name": "f", "arguments": {}}',
-    ),
-    *(
-        "\n</parameter>\n<parameter=k>\n",
-        "5",
-        "-1.5e3",
-        "007",
-        "true",
-        "None",
-        "NaN",
-        "{}",
-        '["x"]',
-        '"q"',
-        '"',
-        "'",
-        "\\",
-        "\\n",
-        "\\u003c",
-    ),
-    *(
-        '"\\u003c"',
-        " ",
-        "\n",
-        "\r\n",
-        "\t",
-        "é你😀",
-        "\u2028",
-        "\x00",
-        "<",
-        ">",
-        "|",
-        ",",
-        ":",
-        "=",
-        "(",
-        ")",
-        "[",
-        "]",
-        "{",
-        "}",
-        "plain",
-        "a b",
-    ),
-]
-
-
-def some_text(draw: random.Random) -> str:
-    return "".join(draw.choices(PIECES, k=draw.choice((0, 1, 1, 2, 3, 5))))
-
-
-def some_value(draw: random.Random, depth: int = 3) -> Any:
-    kind = draw.randrange(8 if depth else 6)
-    if kind < 2:
-        return some_text(draw)
-    if kind == 6:
-        return [some_value(draw, depth - 1) for _ in range(draw.randrange(4))]
-    if kind == 7:
-        return {some_text(draw): some_value(draw, depth - 1) for _ in range(draw.randrange(4))}
-    return [draw.randrange(-(10**20), 10**20), draw.random() * 10.0 ** draw.randrange(-30, 30), draw.choice((True, False)), None][kind - 2]
-
-
-def some_name(draw: random.Random) -> str:
-    return "".join(draw.choices("abzAZ019_.-", k=draw.randint(1, 12)))
-
-
-KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null"}
-
-
-def some_calls(draw: random.Random, num_calls: int) -> tuple[list[Call], list[dict[str, Any]]]:
-    """Calls, and the tools whose schemas fit them."""
-    calls = [Call(some_name(draw), {some_name(draw): some_value(draw) for _ in range(draw.randrange(5))}) for _ in range(num_calls)]
-    calls = list({call.name: call for call in calls}.values())
-    schemas = [{key: {"type": KINDS[type(value)]} for key, value in call.arguments.items()} for call in calls]
-    return calls, [{"name": call.name, "parameters": {"properties": schema}} for call, schema in zip(calls, schemas, strict=True)]
 
 
 def same(found: Any, expected: Any) -> bool:

@@ -20,6 +20,7 @@ from finery.data.slots import Slots, SlotTemplate
 from finery.data.template import Template
 from finery.errors import UserError
 from letters import Answers, in_order, letter_rows, open_sets, write_texts
+from named import named
 
 TRUNCATIONS = ("proportional", "drop", "keep_start", "keep_end", "split", "error")
 MakeData = Callable[..., str]
@@ -42,10 +43,10 @@ def templates(tokenizer: Any) -> dict[str, Template]:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}…{% else %}{{ m.content }}"
         "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    late = Slots(user=("Q: {{content}}\nA:",), assistant=("{{content}}",), system=("{{content}}\n",), efficient_eos=True)
+    late = Slots("late", user=("Q: {{content}}\nA:",), assistant=("{{content}}",), system=("{{content}}\n",), efficient_eos=True)
     return {
-        "named": SlotTemplate.load("chatml", copy.deepcopy(tokenizer)),
-        "late": SlotTemplate("late", late, tokenizer),
+        "named": named("chatml", copy.deepcopy(tokenizer)),
+        "late": SlotTemplate(late, tokenizer),
         "own": JinjaTemplate(tokenizer),
         "rewriting": JinjaTemplate(rewriting),
     }

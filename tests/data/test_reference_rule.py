@@ -147,12 +147,13 @@ def test_one_end_after_the_last_answer_as_the_reference_writes_it(real_model: Pa
     from transformers import AutoTokenizer
 
     slots = Slots(
+        PEER["LATE_END"],
         user=("### User:\n{{content}}\n\n### Assistant:\n",),
         system=("### System:\n{{content}}\n\n",),
         assistant=("{{content}}",),
         efficient_eos=True,
     )
-    template = SlotTemplate(PEER["LATE_END"], slots, AutoTokenizer.from_pretrained(str(real_model)))
+    template = SlotTemplate(slots, AutoTokenizer.from_pretrained(str(real_model)))
     for name in SETS:
         golden = GOLDEN["digests"][PEER["LATE_END"]][name]
         for key, found in digests(template, read_samples(name, shared), ["neither"], monkeypatch).items():

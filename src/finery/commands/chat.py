@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import get_args
 
 from finery.data.sample import Message, Role
-from finery.data.template import Template, load_template
+from finery.data.template import Template
 from finery.engines.base import Engine
 from finery.errors import UserError
 from finery.log import get_logger
@@ -42,13 +42,14 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     from finery.models.precision import inference_dtype
     from finery.models.tokenizer import load_tokenizer
     from finery.models.trained import find_trained, load_trained, trained_dtype
+    from finery.training.preparation import run_template
 
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if not found.is_tuned:
         log.info("this is %s as it is: no adapter was named, and no trained model found", run.model.model_name_or_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
-    template = load_template(run.template, tokenizer)
+    template = run_template(run, tokenizer)
     dtype = inference_dtype(run.model.infer_dtype, trained_dtype(found, run.model), device)
     model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, torch.device("cpu"))
     return run.engine(model.to(device), tokenizer, template.stop_ids, run.engine_options), template

@@ -23,12 +23,12 @@ def run(args: Namespace, words: list[str]) -> int:
 
 def export(run: Run) -> Path:
     """Merged in fp32, saved in the model's own format; returns the folder."""
-    from finery.data.template import load_template
     from finery.files import new_folder, usual_modes
     from finery.models.export import merge_device, ollama_file, save_model
     from finery.models.precision import named_dtype
     from finery.models.tokenizer import load_tokenizer, save_tokenizer
     from finery.models.trained import checkpoint_hint, find_trained, load_trained, trained_dtype
+    from finery.training.preparation import run_template
 
     target = _target(run)
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
@@ -39,7 +39,7 @@ def export(run: Run) -> Path:
     if not found.is_tuned:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
-    template = load_template(run.template, tokenizer)
+    template = run_template(run, tokenizer)
     dtype = named_dtype(run.model.infer_dtype, trained_dtype(found, run.model))
     model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, merge_device(run.export))
     with new_folder(target) as folder:

@@ -30,17 +30,16 @@ def train(run: Run) -> Path:
     from transformers import set_seed
 
     from finery.data.load import load_rows, load_sets
-    from finery.data.template import load_template
     from finery.models.load import fit_vocabulary, load_model
     from finery.models.tokenizer import load_tokenizer, own_template
-    from finery.training.preparation import prepare
+    from finery.training.preparation import prepare, run_template
     from finery.training.session import Session
 
     session = Session(run.loop, run.trainer, run.model, run.adapter)  # folder, device, precision, where to start
     found = session.source()
     tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
     own = own_template(tokenizer)
-    template = load_template(run.template, tokenizer)
+    template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
     rows = load_rows(run.method.rows, template, run.rows, run.packing)
     with load_sets(run.data, run.packing, prepare(run.loop, run.trainer, run.model.download, rows, run.method)) as sets:

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from finery.compat import compiled_chat_template
 from finery.data.sample import BadRecord, Message, Sample
-from finery.data.template import Template, Turn, with_thought
+from finery.data.template import Template, TemplateOptions, Turn
 from finery.data.tokenise import Asking
 from finery.errors import UserError
 from finery.log import get_logger
@@ -63,8 +63,12 @@ class JinjaTemplate(Template):
     name = "the model's own"
     _reads_thoughts = False
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", options: TemplateOptions | None = None) -> None:
         super().__init__(tokenizer)
+        self.options = options or TemplateOptions()
+        self._arguments: dict[str, Any] = {"preserve_thinking": True} if self.options.preserve_thinking else {}
+        if not self.options.enable_thinking:
+            self._arguments["enable_thinking"] = False
         self._fix_date()
         self._plain_render = compiled_chat_template(tokenizer)
         self._markers = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
@@ -84,6 +88,11 @@ class JinjaTemplate(Template):
         vars(self).update(state)
         self._plain_render = compiled_chat_template(self.tokenizer)
 
+    @property
+    def shape(self) -> str:
+        """What is handed to the template, and the system text of conversations that have none."""
+        return repr((self.options.default_system, self.options.enable_thinking, self._arguments))
+
     def _fix_date(self) -> None:
         """A template that writes today's date would train another text today than it serves tomorrow."""
         source = self.tokenizer.chat_template
@@ -99,23 +108,24 @@ class JinjaTemplate(Template):
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
         """The rendering with the generation prompt, tokenised whole; raises `UserError` where the template refuses."""
         try:
-            return self._ids(self._render(self._dicts(messages, system), tools, prompt=True))
+            return self._ids(self._render(self._dicts(messages, system or self.options.default_system or ""), tools, prompt=True))
         except BadRecord as error:
             raise UserError(str(error)) from None
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation where history stands, else one per answer."""
-        messages = self._dicts(sample.messages, sample.system)
+        messages = self._dicts(sample.messages, sample.system or self.options.default_system or "")
+        thinks = self._thinks(messages)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             raise BadRecord("there is no answer to learn")
-        texts = [self._render(messages[:place], sample.tools, prompt=True) for place in answers]
-        texts += [self._render(messages[: place + 1], sample.tools) for place in answers]
+        texts = [self._render(messages[:place], sample.tools, True, thinks) for place in answers]
+        texts += [self._render(messages[: place + 1], sample.tools, thinks=thinks) for place in answers]
         ids = yield texts
         prompts, finished = ids[: len(answers)], ids[len(answers) :]
         turns = self._whole(messages, answers, prompts, finished)
         if turns is None:
-            rows = [[self._alone(messages, place, prompt, sample.tools)] for place, prompt in zip(answers, prompts, strict=True)]
+            rows = [[self._alone(messages, place, prompt, sample.tools, thinks)] for place, prompt in zip(answers, prompts, strict=True)]
         else:
             rows = [turns]
         for place, turn in zip(answers, (turn for row in rows for turn in row), strict=True):
@@ -124,6 +134,13 @@ class JinjaTemplate(Template):
             spoken = [message for message in sample.messages if message.role in ("assistant", "function")]
             rows = _only_learnt(rows, [message.train is not False for message in spoken])
         return rows
+
+    def _thinks(self, messages: Sequence[dict[str, Any]]) -> bool | None:
+        """Whether the model is told to think, where each sample says so by itself."""
+        if self.options.enable_thinking is not None:
+            return None
+        last = next((message for message in reversed(messages) if message["role"] == "assistant"), {})
+        return bool(last.get("reasoning_content")) or "</think>" in str(last.get("content"))
 
     def _see_calls(self, message: dict[str, Any], turn: Turn) -> None:
         """Some templates drop tool calls without a word; an empty answer is not what should be learnt."""
@@ -153,17 +170,17 @@ class JinjaTemplate(Template):
             begin = end
         return None
 
-    def _alone(self, messages: list[dict[str, Any]], place: int, prompt: list[int], tools: str) -> Turn:
+    def _alone(self, messages: list[dict[str, Any]], place: int, prompt: list[int], tools: str, thinks: bool | None) -> Turn:
         """One answer after exactly the prompt that serving feeds."""
-        before = self._render(messages[:place], tools, prompt=True)
-        after = self._render(messages[: place + 1], tools)
+        before = self._render(messages[:place], tools, True, thinks)
+        after = self._render(messages[: place + 1], tools, thinks=thinks)
         finished = self._ids(after)
         if finished[: len(prompt)] == prompt:
             rest = finished[len(prompt) :]
         elif after.startswith(before):
             rest = self._ids(after[len(before) :])
         else:
-            header = self._render(messages[:place], tools)
+            header = self._render(messages[:place], tools, thinks=thinks)
             rest = self._continued(messages[place], prompt, finished if after.startswith(header) else [])
         return Turn(prompt, *self._closed(rest, messages[place]))
 
@@ -243,11 +260,14 @@ class JinjaTemplate(Template):
         except BadRecord:
             return False
 
-    def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False) -> str:
+    def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False, thinks: bool | None = None) -> str:
+        arguments = self._arguments if thinks is None else {**self._arguments, "enable_thinking": thinks}
         try:
             if self._plain_render is not None and not tools and all(message.keys() <= _PLAIN_KEYS for message in messages):
-                return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt)
-            return str(self.tokenizer.apply_chat_template(messages, tools=_tools(tools), tokenize=False, add_generation_prompt=prompt))
+                return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **arguments)
+            return str(
+                self.tokenizer.apply_chat_template(messages, tools=_tools(tools), tokenize=False, add_generation_prompt=prompt, **arguments)
+            )
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
             raise BadRecord(f"the model's chat template refuses it: {error}") from None
 
@@ -260,7 +280,8 @@ class JinjaTemplate(Template):
     def _dicts(self, messages: Sequence[Message], system: str) -> list[dict[str, Any]]:
         """Messages as chat templates read them: tool calls and tool results have roles of their own."""
         found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for message in messages:
+        for given in messages:
+            message = _without_thought(given) if self.options.enable_thinking is False else given
             if message.role == "function":
                 said = replace(message, content=message.before_calls)
                 content = said.content if self._reads_thoughts else with_thought(said)
@@ -274,6 +295,16 @@ class JinjaTemplate(Template):
             if message.thought and self._reads_thoughts:
                 found[-1]["reasoning_content"] = message.thought
         return found
+
+
+def with_thought(message: Message) -> str:
+    """A message's text, with the thought that the data keep apart before it, as most reasoning models write it."""
+    return f"<think>\n{message.thought}\n</think>\n\n{message.content}" if message.thought else message.content
+
+
+def _without_thought(message: Message) -> Message:
+    content = re.sub(r"<think>.*?</think>\s*", "", message.content, flags=re.DOTALL) if message.role == "assistant" else message.content
+    return replace(message, thought="", content=content)
 
 
 def _shared(one: list[int], other: list[int]) -> int:

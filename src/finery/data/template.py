@@ -1,16 +1,17 @@
 """Templates: a conversation becomes pieces of tokens, and which of them are learnt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from finery.data.sample import Message, Sample
 from finery.data.tokenise import Asking, Tokeniser, together
-from finery.options import Finding, OptionGroup, one_of
+from finery.errors import Complaint
+from finery.options import Finding, Keys, OptionGroup, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,16 +19,61 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "templates"
 
 
+OWN_FILES = (".yaml", ".yml")
+
+
 class TemplateOptions(OptionGroup):
+    nulls = frozenset({"enable_thinking"})
+
     template: str | None = None
-    """The chat template: a name, or nothing for the tokenizer's own."""
+    """The chat template: a name, the path of a .yaml file of your own, or nothing (or 'auto') for the tokenizer's own."""
+    default_system: str | None = None
+    """The system text of conversations that have none, instead of the template's; an empty text for none."""
+    tool_format: str | None = None
+    """The dialect in which a named template describes and calls tools, instead of its own."""
+    enable_thinking: bool | None = True
+    """Of models that think before they answer: false trains and asks for answers without thoughts; null trains answers with and without
+    them as the data have them, and asks for none."""
+    preserve_thinking: bool = False
+    """Keep the thoughts of earlier answers where they would be taken out (with mask_history)."""
+
+    @classmethod
+    def claim(cls, keys: Keys, complaints: list[Complaint]) -> Self:
+        """A file of the user's own may lie beside the config."""
+        entry = keys.get("template")
+        if entry is not None and isinstance(entry.value, str) and entry.value.endswith(OWN_FILES):
+            beside = Path(entry.source.rpartition(":")[0]).parent / entry.value
+            if not Path(entry.value).is_file() and beside.is_file():
+                keys["template"] = replace(entry, value=str(beside))
+        return super().claim(keys, complaints)
+
+    @property
+    def own_file(self) -> Path | None:
+        """The user's own file, where the template is one."""
+        return Path(self.template) if self.template is not None and self.template.endswith(OWN_FILES) else None
+
+    @property
+    def name(self) -> str | None:
+        """A named template, or the user's own; nothing for the tokenizer's."""
+        return None if self.template == "auto" else self.template
 
     def check(self, run: Any) -> Iterator[Finding]:
-        """The name must be known."""
-        if self.template is not None and self.template not in template_names():
+        """Names must be known, files be there."""
+        if self.own_file is not None:
+            if not self.own_file.is_file():
+                yield Finding("template", f"there is no file {self.own_file}")
+        elif self.name is not None and self.name not in template_names():
             yield Finding(
                 "template", f"{one_of(self.template, template_names())}, found {self.template!r}; leave it out to use the model's own"
             )
+        if self.tool_format is not None:
+            formats = import_module("finery.data.dialects").DIALECTS.names()
+            if self.tool_format not in formats:
+                yield Finding("tool_format", f"{one_of(self.tool_format, formats)}, found {self.tool_format!r}")
+            elif self.name is None:
+                yield Finding(
+                    "tool_format", "belongs to named templates: the model's own 'template' writes tools in its own way", fatal=False
+                )
 
 
 @dataclass(frozen=True)
@@ -85,14 +131,14 @@ class Template(ABC):
         """What serving feeds before the next answer; `messages` ends with a user's or a tool's turn."""
 
     @property
+    def shape(self) -> str:
+        """All that shapes tokens beside the tokenizer, the name and the Jinja template."""
+        return ""
+
+    @property
     @abstractmethod
     def jinja(self) -> str | None:
         """The Jinja template that gives the same text, to be saved with the model."""
-
-
-def with_thought(message: Message) -> str:
-    """A message's text, with the thought that the data keep apart before it, as most reasoning models write it."""
-    return f"<think>\n{message.thought}\n</think>\n\n{message.content}" if message.thought else message.content
 
 
 def template_names() -> list[str]:
@@ -100,14 +146,21 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_template(options: TemplateOptions, tokenizer: "PreTrainedTokenizerBase") -> Template:
+def load_template(
+    options: TemplateOptions,
+    tokenizer: "PreTrainedTokenizerBase",
+    listed: Callable[[], str | None] = lambda: None,
+    mask_history: bool = False,
+) -> Template:
     """The template of a run. A named one may give the tokenizer stop words, an end and a pad token.
 
-    A tokenizer that has no template of its own gets `default`.
+    A tokenizer that has no template of its own gets the one that is `listed` for its model, else `default`. With
+    `mask_history`, whose answers before the last are not learnt, the thoughts of those are taken out.
     """
-    if options.template is None and tokenizer.chat_template:
-        return import_module("finery.data.jinja").JinjaTemplate(tokenizer)
-    return import_module("finery.data.slots").SlotTemplate.load(options.template or "default", tokenizer)
+    if options.name is None and tokenizer.chat_template:
+        return import_module("finery.data.jinja").JinjaTemplate(tokenizer, options)
+    name = options.name or listed() or "default"
+    return import_module("finery.data.slots").SlotTemplate.load(options, name, tokenizer, mask_history)
 
 
 PROBE = (Message("user", "What is one and one?"), Message("assistant", "Two."), Message("user", "And two and two?"))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from finery.data.load import Sets, load_rows, load_sets
 from finery.data.rows.base import IGNORED, Cut, Row
 from finery.data.sets import BlockSet, PackedSet, SampleSet, UnitSet
-from finery.data.template import load_template
 from finery.errors import UserError, suggestion
 from finery.run import Run
 from finery.training.sampler import StepSampler
@@ -68,11 +67,11 @@ class Preview:
     def __init__(self, run: Run) -> None:
         from finery.models.load import locate_model
         from finery.models.tokenizer import load_tokenizer
-        from finery.training.preparation import prepare
+        from finery.training.preparation import prepare, run_template
 
         self.run = run
         self.tokenizer: Any = load_tokenizer(locate_model(run.model), run.model.trust_remote_code)
-        self.template = load_template(run.template, self.tokenizer)
+        self.template = run_template(run, self.tokenizer)
         rows = load_rows(run.method.rows, self.template, run.rows, run.packing)
         self.prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
         self.sets: Sets = load_sets(run.data, run.packing, self.prepared)

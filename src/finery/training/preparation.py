@@ -3,12 +3,15 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from finery.data.load import Preparation
 from finery.data.rows.base import Rows
+from finery.data.template import Template, load_template
 from finery.files import digest
 from finery.methods.base import Method
+from finery.models.listed import template_of
 from finery.training.arguments import LoopOptions
 
 
@@ -29,10 +32,15 @@ def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, A
     )
 
 
+def run_template(run: Any, tokenizer: Any) -> Template:
+    """The template of a `finery.run.Run`; the list of models knows one where the tokenizer has none."""
+    return load_template(run.template, tokenizer, partial(template_of, run.model.model_name_or_path), run.rows.mask_history)
+
+
 def token_key(rows: Rows) -> str:
     """A digest of what turns text into tokens: vocabulary, rules and template."""
     template = rows.template
     tokenizer: Any = template.tokenizer
     rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     named = json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)  # what templates fill in
-    return digest(rules, named, template.name, template.jinja or "", repr(sorted(template.stop_ids)))
+    return digest(rules, named, template.name, template.jinja or "", template.shape, repr(sorted(template.stop_ids)))

@@ -17,6 +17,9 @@ from finery.data.sample import BadRecord
 
 NAME = r"[\w.-]+"
 """A tool's name where a dialect writes it without quotes."""
+FOLDER = Path(__file__).with_name("macros")
+"""Dialects in Jinja: a class's macros lie in NAME.jinja if it is in NAME.py, and take those of its bases over."""
+_PLACE = r"\{\{(\w+)\}\}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,18 @@ class Dialect(ABC):
     def describe(self, tools: Sequence[Mapping[str, Any]], date: str | None = None) -> str:
         """What goes after the system text. `date` is today's where the data name one."""
         return fill(dialect_text(type(self).__module__.rpartition(".")[2]), tools=self.listed(tools))
+
+    @property
+    def macros(self) -> str:
+        """Jinja that defines `tools_of(tools)`, which writes what `describe` does without a date, and `calls_of(tool_calls)`, `write`.
+
+        Tools and calls are as chat templates get them, with arguments that are objects. It writes nothing by itself, but
+        eats spaces that follow. Names are not looked at: what `write` refuses for one is written as it stands.
+        """
+        modules = [kind.__module__.rpartition(".")[2] for kind in type(self).__mro__]
+        files = [FOLDER / f"{module}.jinja" for module in reversed(modules)]
+        source = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+        return re.sub(r"\bTEXT(?:\.(\w+))?", lambda place: _expression(dialect_text(place[1] or modules[0])), source)
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]] = ()) -> tuple[str, list[Call]] | None:
         """What an answer says before its calls, and the calls; nothing where no call can be read.
@@ -135,7 +150,7 @@ def only(calls: Sequence[Call]) -> Call:
 
 def fill(text: str, **values: str) -> str:
     """A text with its places filled in; what is filled in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), text)
+    return re.sub(_PLACE, lambda place: values.get(place[1], place[0]), text)
 
 
 @cache
@@ -146,3 +161,15 @@ def _texts() -> dict[str, str]:
 def dialect_text(name: str) -> str:
     """A text of texts.yaml; a dialect's own has the name of its file."""
     return _texts()[name]
+
+
+def _expression(text: str) -> str:
+    """A text as Jinja, each of its places as the variable of that name."""
+    parts = [part if place % 2 else jinja_string(part) for place, part in enumerate(re.split(_PLACE, text)) if part]
+    return f"({' ~ '.join(parts)})"
+
+
+def jinja_string(text: str) -> str:
+    """A text in quotes, so that nothing in it is read as Jinja or trimmed."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"

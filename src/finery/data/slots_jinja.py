@@ -1,0 +1,137 @@
+"""A named template written as Jinja, for programs that read a saved model's `chat_template.jinja`.
+
+It writes what `SlotTemplate` lays out: the same pieces in the same order, as one text.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finery.data.slots import CONTENT, special_of, token_text
+
+if TYPE_CHECKING:
+    from finery.data.slots import SlotTemplate
+
+
+def written(template: "SlotTemplate") -> str:
+    """The whole template, a statement a line."""
+    slots = template.slots
+    lines = [_TEXT_OF, *_thinking(template), *_tools(template), *_opening(template), "{%- for message in messages -%}"]
+    user, tool = _slot(template, slots.user), _slot(template, slots.user if slots.observation is None else slots.observation)
+    lines += [
+        "{%- if message['role'] == 'user' -%}",
+        "{%- set content = state.within + text_of(message['content']) -%}{%- set state.within = '' -%}"
+        if slots.system_in_question
+        else "{%- set content = text_of(message['content']) -%}",
+        user,
+        "{%- elif message['role'] == 'tool' -%}{%- set content = text_of(message['content']) -%}",
+        tool,
+        "{%- elif message['role'] == 'assistant' -%}",
+        *_answer(template),
+        "{%- endif -%}",
+        "{%- endfor -%}",
+    ]
+    if template.thinking is not None:
+        empty = _quoted(template.thinking.empty)
+        lines.append(
+            f"{{%- if add_generation_prompt and not thinks and messages[-1]['role'] != 'assistant' -%}}{{{{- {empty} -}}}}{{%- endif -%}}"
+        )
+    return "\n".join(line for line in lines if line)
+
+
+_TEXT_OF = """\
+{%- macro text_of(content) -%}
+{%- if content is string -%}{{- content -}}
+{%- elif content -%}{%- for part in content -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}"""
+
+
+def _thinking(template: "SlotTemplate") -> list[str]:
+    """Whether the model is to think, and how thoughts are taken out of a text."""
+    thinking = template.thinking
+    if thinking is None:
+        return []
+    default = {True: "true", False: "false", None: "none"}[thinking.enabled]
+    opening, closing = _quoted(thinking.opening), _quoted(thinking.closing)
+    return [
+        f"{{%- set thinks = enable_thinking if enable_thinking is defined else {default} -%}}",
+        "{%- macro without_thoughts(text) -%}",
+        f"{{%- set parts = text.split({opening}) -%}}{{{{- parts[0] -}}}}",
+        "{%- for part in parts[1:] -%}",
+        f"{{{{- part.split({closing}, 1)[1] if {closing} in part else {opening} + part -}}}}",
+        "{%- endfor -%}",
+        "{%- endmacro -%}",
+    ]
+
+
+def _tools(template: "SlotTemplate") -> list[str]:
+    """Macros that describe tools and write calls, in the template's dialect."""
+    return [template.dialect.macros]
+
+
+def _opening(template: "SlotTemplate") -> list[str]:
+    """What stands before the first turn."""
+    slots = template.slots
+    described = "tools_of(tools)" if slots.tools is None else f"{_quoted(slots.tools)}.replace({_quoted(CONTENT)}, tools | tojson)"
+    if slots.strip_tools:
+        described = f"({described} if system else ({described}).lstrip('\\n'))"
+    system = "{%- set system = text_of(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}"
+    default = f"{{%- set system = system or {_quoted(slots.default_system)} -%}}" if slots.default_system else ""
+    first = _slot(template, slots.system[:1] if slots.system_in_question else slots.system)
+    shown = f"{{%- set state.within -%}}{first}{{%- endset -%}}" if slots.system_in_question else first
+    return [
+        _slot(template, slots.prefix),
+        "{%- set state = namespace(within='') -%}" if slots.system_in_question else "",
+        system,
+        default,
+        f"{{%- set content = system + ({described} if tools else '') -%}}",
+        f"{{%- if content -%}}{shown}{{%- endif -%}}",
+    ]
+
+
+def _answer(template: "SlotTemplate") -> list[str]:
+    """An answer with its thought and its calls."""
+    slots = template.slots
+    opening, closing = (_quoted(word) for word in slots.thought_words)
+    lines = [
+        "{%- set content = text_of(message['content']) -%}",
+        "{%- if message['tool_calls'] -%}",
+        "{%- set content = (content + '\\n' if content else '') + calls_of(message['tool_calls']) -%}",
+        "{%- endif -%}",
+        "{%- if message['reasoning_content'] -%}",
+        f"{{%- set content = {opening} + message['reasoning_content'] + {closing} + content -%}}",
+        "{%- endif -%}",
+    ]
+    thinking = template.thinking
+    if thinking is not None:
+        past = "not loop.last" if thinking.strip_history else "false"
+        bare_opening, bare_closing = _quoted(thinking.opening.strip()), _quoted(thinking.closing.strip())
+        lines += [
+            f"{{%- set past = {past} -%}}",
+            "{%- if thinks == false or past -%}{%- set content = without_thoughts(content).lstrip('\\n') -%}{%- endif -%}",
+            f"{{%- if not past and {bare_opening} not in content and {bare_closing} not in content -%}}"
+            f"{{{{- {_quoted(thinking.empty)} -}}}}{{%- endif -%}}",
+        ]
+    assistant = _slot(template, slots.assistant)
+    if slots.function is None:
+        return [*lines, assistant]
+    return [*lines, "{%- if message['tool_calls'] -%}", _slot(template, slots.function), "{%- else -%}", assistant, "{%- endif -%}"]
+
+
+def _slot(template: "SlotTemplate", slot: Sequence[str]) -> str:
+    """A slot around the variable `content`."""
+    texts = []
+    for piece in slot:
+        if (special := special_of(piece)) is not None:
+            texts.append(_quoted(token_text(template.tokenizer, special)))
+        else:
+            before, found, after = piece.partition(CONTENT)
+            texts += [_quoted(before), *(["content"] if found else []), _quoted(after)]
+    shown = " + ".join(text for text in texts if text != "''")
+    return f"{{{{- {shown} -}}}}" if shown else ""
+
+
+def _quoted(text: str) -> str:
+    """Text as a Jinja string, so that no brace or newline in it is read as code or trimmed."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"
