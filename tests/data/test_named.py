@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from finery.data.dialects.base import read_calls
+from finery.data.formats.sharegpt import split_calls
 from finery.data.sample import Message, Sample
 from finery.data.slots import Slots
 from finery.data.template import template_names
@@ -79,9 +81,9 @@ def test_slots_equal_the_reference(specs: dict[str, Spec]) -> None:
             assert getattr(slots, slot) == spelled(spec[slot]), (name, slot)
         assert (slots.user if slots.observation is None else slots.observation) == spelled(spec["observation"]), name
         assert (slots.assistant if slots.function is None else slots.function) == spelled(spec["function"]), name
-        for key in ("default_system", "replace_eos", "efficient_eos", "replace_jinja_template"):
+        for key in ("default_system", "replace_eos", "efficient_eos"):
             assert getattr(slots, key) == spec[key], (name, key)
-        for key, theirs in (("stop_words", "stop_words"), ("thought_words", "thought_words"), ("call_words", "tool_call_words")):
+        for key, theirs in (("stop_words", "stop_words"), ("thought_words", "thought_words")):
             assert list(getattr(slots, key)) == spec[theirs], (name, key)
         assert (slots.tool_format, slots.reasoning) == (spec["function_tool_format"], spec["is_reasoning"]), name
 
@@ -180,3 +182,27 @@ def test_a_slot_holds_the_content_once(specs: dict[str, Spec]) -> None:
         slots = Slots.read(name)
         for slot in (slots.system, slots.user, slots.assistant, slots.observation or slots.user, slots.function or slots.assistant):
             assert sum(piece.count(CONTENT) for piece in slot) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [(("<tool_call>", "</tool_call>"), "qwen"), (("<|tool_call_start|>", "<|tool_call_end|>"), "lfm2")]
+)
+def test_calls_that_the_data_write_in_words(tokenizer: Any, words: tuple[str, str], name: str) -> None:
+    """They are read, and written in the dialect of the template."""
+    content, before = split_calls(f"Wait.\n{opening}{CALL}{closing}", "value")
+    assert (json.loads(content), before.strip()) == (json.loads(CALL), "Wait.")
+    template = named(name, tokenizer)
+    (turns,) = template.encode(Sample((Message("user", "A train?"), Message("function", content, before_calls=before.strip()))))
+    assert template.dialect.write(read_calls(CALL)) in tokenizer.decode(turns[0].target)
+
+
+@pytest.mark.parametrize("before", ["Wait.", "<think>\nHm.\n</think>\n\n", "Line.\n"])
+def test_what_is_said_before_a_call_is_saved_in_the_jinja_too(tokenizer: Any, before: str) -> None:
+    template = named("qwen3", tokenizer)
+    sample = Sample((Message("user", "A train?"), Message("function", CALL, before_calls=before)))
+    chat = [
+        {"role": "user", "content": "A train?"},
+        {"role": "assistant", "content": before, "tool_calls": [{"function": json.loads(CALL)}]},
+    ]
+    (turns,) = template.encode(sample)
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == tokenizer.decode(turns[0].source + turns[0].target)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finery.data.dialects import DIALECTS
 from finery.data.jinja import JinjaTemplate
 from finery.data.sample import Message, Sample
 from finery.data.slots import SlotTemplate
@@ -119,3 +120,12 @@ def test_thinking_in_the_models_own_template(vendor: Callable[[str], Any]) -> No
     assert "Hm." in told[True][0] and "Hm." in told[None][0]
     assert "Hm." not in told[False][0]
     assert "<think>\n\n</think>\n\n1" in told[None][1]
+
+
+@pytest.mark.parametrize("name", ["templates.md", "templates_zh.md"])
+def test_the_example_of_the_docs(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    template = load_template(TemplateOptions(template=str(tmp_path / "mine.yaml")), tokenizer)
+    assert text_of(template, Sample((Message("user", "a"), Message("assistant", "b")))).startswith("<|im_start|>system\nYou are brief.")
+    assert all(f"`{dialect}`" in text for dialect in DIALECTS.names())

@@ -43,11 +43,9 @@ class Slots:
     stop_words: tuple[str, ...] = ()
     replace_eos: bool = False  # the first stop word becomes the tokenizer's end token
     efficient_eos: bool = False  # answers are written without an end token; one closes the whole
-    replace_jinja_template: bool = False  # the saved model gets this layout even where the tokenizer brought one
     tool_format: str = "default"  # the dialect in which tools are described and called
     tools: str | None = None  # around the schemas as the data have them, where the dialect does not describe them
     strip_tools: bool = False  # without a system text, the description of tools begins without empty lines
-    call_words: tuple[str, ...] = ("<tool_call>", "</tool_call>")  # between which data may give the calls of an answer
     reasoning: bool = False  # answers may be thought out first
     thought_words: tuple[str, ...] = ("<think>\n", "\n</think>\n\n")
     empty_thought: str | None = None  # where it is not both words
@@ -79,7 +77,7 @@ class Slots:
 
 
 PIECES = ("prefix", "system", "user", "assistant", "observation", "function")
-_LISTS = ("stop_words", "call_words", "thought_words")
+_LISTS = ("stop_words", "thought_words")
 
 
 def _check(data: dict[str, Any], path: Path) -> None:
@@ -211,8 +209,9 @@ class SlotTemplate(Template):
         if message.role == "assistant":
             return text + message.content
         calls = self.dialect.write(read_calls(message.content))
-        said = f"{message.before_calls}\n" if message.before_calls else ""
-        return text + said + calls
+        said = message.before_calls
+        apart = "" if not said or said.endswith(("\n", closing.strip())) else "\n"
+        return f"{text}{said}{apart}{calls}"
 
     def _slot(self, message: Message) -> tuple[str, ...]:
         slots = self.slots

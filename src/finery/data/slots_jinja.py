@@ -96,7 +96,9 @@ def _answer(template: "SlotTemplate") -> list[str]:
     lines = [
         "{%- set content = text_of(message['content']) -%}",
         "{%- if message['tool_calls'] -%}",
-        "{%- set content = (content + '\\n' if content else '') + calls_of(message['tool_calls']) -%}",
+        f"{{%- set joined = not content or content.endswith('\\n') or content.endswith({_quoted(slots.thought_words[1].strip())}) -%}}",
+        "{%- set apart = '' if joined else '\\n' -%}",
+        "{%- set content = content + apart + calls_of(message['tool_calls']) -%}",
         "{%- endif -%}",
         "{%- if message['reasoning_content'] -%}",
         f"{{%- set content = {opening} + message['reasoning_content'] + {closing} + content -%}}",

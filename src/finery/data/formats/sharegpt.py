@@ -11,7 +11,7 @@ from finery.data.sample import BadRecord, Message, Role, Sample
 __all__ = ["ShareGPT"]
 
 ANSWERS = ("assistant", "function")
-CALLS = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+CALLS = re.compile(r"<(?:tool_call|\|tool_call_start\|)>(.*?)<(?:/tool_call|\|tool_call_end\|)>", re.DOTALL)
 
 Placed = list[tuple[str, Any]]
 """Messages as the record has them, each after its path inside the record."""
@@ -179,7 +179,7 @@ def split_calls(text: str, at: str) -> tuple[str, str]:
     The turn is JSON alone, or JSON between <tool_call> words, or JSON after a thought that ends with </think>.
     """
     pieces, before = [text], ""
-    if "</" in text and not _is_json(text):
+    if ("</" in text or "<|" in text) and not _is_json(text):
         if found := CALLS.findall(text):
             pieces, before = found, "".join(rest for rest in CALLS.split(text)[::2] if rest.strip())
         elif thought := re.match(r".*</think>\s*", text, re.DOTALL):
