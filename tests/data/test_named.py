@@ -184,11 +184,10 @@ def test_a_slot_holds_the_content_once(specs: dict[str, Spec]) -> None:
             assert sum(piece.count(CONTENT) for piece in slot) == 1, name
 
 
-@pytest.mark.parametrize(
-    ("words", "name"), [(("<tool_call>", "</tool_call>"), "qwen"), (("<|tool_call_start|>", "<|tool_call_end|>"), "lfm2")]
-)
-def test_calls_that_the_data_write_in_words(tokenizer: Any, words: tuple[str, str], name: str) -> None:
+@pytest.mark.parametrize(("words", "name"), [("<tool_call> </tool_call>", "qwen"), ("<|tool_call_start|> <|tool_call_end|>", "lfm2")])
+def test_calls_that_the_data_write_in_words(tokenizer: Any, words: str, name: str) -> None:
     """They are read, and written in the dialect of the template."""
+    opening, closing = words.split()
     content, before = split_calls(f"Wait.\n{opening}{CALL}{closing}", "value")
     assert (json.loads(content), before.strip()) == (json.loads(CALL), "Wait.")
     template = named(name, tokenizer)
