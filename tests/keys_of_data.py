@@ -96,6 +96,13 @@ def mask_history(bench: Bench) -> None:
     assert 2 * last["supervised_tokens"] < both["supervised_tokens"]
 
 
+def preserve_thinking(bench: Bench) -> None:
+    """Where the answers before the last are not learnt, none of them gets a thought unless thoughts are kept."""
+    base = talks(bench) | {"template": "qwen3", "mask_history": True}
+    dropped, kept = (report(bench.train(**base, preserve_thinking=value), "talks") for value in (False, True))
+    assert kept["tokens"] > dropped["tokens"]
+
+
 def mix_strategy(bench: Bench) -> None:
     """24 and 6 samples; where they take turns, the first step holds both."""
     base = IN_ORDER | {"dataset": "sums, names"}
@@ -210,8 +217,8 @@ TRAINED: dict[str, Case] = {
 OTHERS: dict[str, Callable[[Bench], None]] = {
     case.__name__: case
     for case in (
-        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, mix_strategy, interleave_probs,
-        eval_on_each_dataset, packing, neat_packing, packing_contaminated, tokenized_path, train_sampling_strategy,
+        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, preserve_thinking, mix_strategy,
+        interleave_probs, eval_on_each_dataset, packing, neat_packing, packing_contaminated, tokenized_path, train_sampling_strategy,
         streaming, buffer_size,
     )
 }  # fmt: skip
