@@ -100,6 +100,7 @@ def some_schema(draw: random.Random, depth: int = 3) -> Any:
         "enum": draw.choice(([some_value(draw, 1) for _ in range(draw.randrange(4))], "a", 5)),
         "nullable": draw.choice((True, False)),
         "default": some_value(draw),
+        "X-unit": "km",  # sorts elsewhere where case counts
         "items": some_schema(draw, depth - 1) if depth else draw.choice(({}, None, "x")),
         **some_object(draw, depth - 1),
     }

@@ -65,6 +65,16 @@ def test_macros_write_what_the_dialect_writes(name: str, render: Render) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_items_of_several_types(name: str) -> None:
+    """Rarely drawn."""
+    items = {"type": ["string", "null"], "X-unit": "km", "enum": ["a", "b"]}
+    tools = [{"name": "f", "parameters": {"properties": {"k": {"type": "array", "items": items}}}}]
+    call = Call("f", {"k": ["a", None]})
+    text = transformers(DIALECTS[name](), tools, [asked(call)])
+    assert text == f"[{DIALECTS[name]().describe(tools)}]\n[{DIALECTS[name]().write([call])}]"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_to_call_and_no_arguments(name: str) -> None:
     dialect = DIALECTS[name]()
     calls = [] if name not in ONE_CALL else [Call("f", {})]
