@@ -1,5 +1,6 @@
 """The reference's rule for named templates, written straight from its description and its own table of slots."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Call
 from finery.data.sample import Message, Sample
 from finery.data.slots import SlotTemplate
-from finery.data.template import TemplateOptions
+from finery.data.template import Template, TemplateOptions
 
 CONTENT = "{{content}}"
 Spec = dict[str, Any]
@@ -17,6 +18,11 @@ Pieces = list[tuple[str, list[int]]]
 def named(name: str, tokenizer: Any, mask_history: bool = False, **options: Any) -> SlotTemplate:
     """A named template, loaded as a run loads it."""
     return SlotTemplate.load(TemplateOptions.model_validate({"template": name, **options}), name, tokenizer, mask_history)
+
+
+def text_of(template: Template, sample: Sample) -> str:
+    """The pieces of a sample's first conversation, decoded."""
+    return str(template.tokenizer.decode([id for turn in template.encode(sample)[0] for id in turn.source + turn.target]))
 
 
 class Plain:
@@ -47,15 +53,11 @@ class Plain:
         return found
 
     def calls(self, message: Message) -> str:
-        import json
-
         found = json.loads(message.content)
         calls = [Call(call["name"], call["arguments"]) for call in (found if isinstance(found, list) else [found])]
         return DIALECTS[self.spec["function_tool_format"]]().write(calls)  # held to the reference by its own tests
 
     def described(self, tools: str) -> str:
-        import json
-
         if self.spec["tools_tool_format"] is None:
             return f"<|tool|>{tools}<|/tool|>"
         return DIALECTS[self.spec["tools_tool_format"]]().describe(json.loads(tools))

@@ -113,3 +113,10 @@ def learnt(tokenizer: Any, rows_of: Callable[[Any], list[Row]]) -> Callable[[Any
         return [tokenizer.decode(row.labels[row.labels >= 0]).removesuffix("<|im_end|>") for row in rows_of(units)]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def specs(shared: Path) -> dict[str, dict[str, Any]]:
+    """The reference's templates by name."""
+    listed = json.loads((shared / "reference" / "templates.json").read_text(encoding="utf-8"))["templates"]
+    return {spec["name"]: spec for spec in listed}

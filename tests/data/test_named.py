@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,13 +38,6 @@ SAMPLES = {
     "a thought before a call": Sample((TRAIN[0], replace(TRAIN[1], thought="Look."), *TRAIN[2:]), "", TOOLS),
 }
 VOCABULARIES = ("Qwen-Qwen2.5", "meta-llama-Llama-3.1", "mistralai-Mistral-Nemo")
-
-
-@pytest.fixture(scope="session")
-def specs(shared: Path) -> dict[str, Spec]:
-    """The reference's templates by name."""
-    listed = json.loads((shared / "reference" / "templates.json").read_text(encoding="utf-8"))["templates"]
-    return {spec["name"]: spec for spec in listed}
 
 
 def spelled(pieces: list[Any]) -> tuple[str, ...]:

@@ -15,16 +15,9 @@ from finery.data.rows.chat import Chat
 from finery.data.sample import Message, Sample
 from finery.data.slots import Slots, SlotTemplate
 from finery.data.template import TemplateOptions, first_difference, load_template
-from named import CONTENT, Plain, Spec, named
+from named import CONTENT, Plain, Spec, named, text_of
 
 NAMES = ["alpaca", "chatml", "default", "empty", "llama3", "qwen"]
-
-
-@pytest.fixture(scope="session")
-def specs(shared: Path) -> dict[str, Spec]:
-    """The reference's templates by name."""
-    listed = json.loads((shared / "reference" / "templates.json").read_text(encoding="utf-8"))["templates"]
-    return {spec["name"]: spec for spec in listed}
 
 
 def shortened(plain: Plain, sample: Sample, cutoff_len: int) -> tuple[list[int], list[int]]:
@@ -110,12 +103,6 @@ def chat(sample: Sample) -> list[dict[str, str]]:
     roles = {"observation": "tool"}
     messages = [{"role": roles.get(message.role, message.role), "content": message.content} for message in sample.messages]
     return [{"role": "system", "content": sample.system}, *messages] if sample.system else messages
-
-
-def text_of(template: SlotTemplate, sample: Sample) -> str:
-    """The pieces of a sample, decoded."""
-    (turns,) = template.encode(sample)
-    return str(template.tokenizer.decode([id for turn in turns for id in turn.source + turn.target]))
 
 
 @pytest.mark.parametrize("name", NAMES)

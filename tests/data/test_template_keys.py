@@ -17,13 +17,9 @@ from finery.data.template import TemplateOptions, load_template
 from finery.errors import UserError
 from finery.models.listed import template_of
 from finery.run import Run
+from named import text_of
 
 ASKED = Sample((Message("user", "One?"), Message("assistant", "1", thought="Hm.")))
-
-
-def text_of(template: Any, sample: Sample) -> str:
-    """All tokens of the first conversation, decoded."""
-    return "".join(template.tokenizer.decode(turn.source + turn.target) for turn in template.encode(sample)[0])
 
 
 def test_auto_is_the_models_own(tokenizer: Any) -> None:

@@ -110,7 +110,7 @@ class _Pass:
         told = source.format.asked.keys() & {"response", "messages"} and not source.entry.ranking
         self.answers = ROWS[method.rows].answers if method else bool(told)
         self._media = method.reads if method else None
-        self._oddities = Oddities(source.format, [word for word in WORDS if word not in source.placeholders], method and method.reads)
+        self._oddities = Oddities(source.format, [word for word in WORDS if word not in source.placeholders], self._media)
         self._columns: set[str] = set()
         self._groups = _Groups(source)
 
@@ -264,7 +264,7 @@ def _unlearnable(sample: Sample, answers: bool, media: Collection[str] | None) -
         return "" if sample.chosen or sample.messages[0].content else "the text is empty"
     if sample.unanswered:
         return sample.unanswered
-    if media is not None and (sample.images or sample.videos or sample.audios):
+    if media is not None and sample.has_media:
         return UNREAD_MEDIA
     spoken = [message.train for message in sample.messages if message.role in ANSWERS]
     return "none of its answers is to be learnt" if spoken and all(train is False for train in spoken) else ""

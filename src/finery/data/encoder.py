@@ -298,17 +298,15 @@ class _Work:
             self.shared.done[self.number] += len(records)
 
     def _all(self, source: Source, number: int, records: list[int]) -> list[Encoded]:
+        ids = self.rows.template.tokenise.ids
         try:
-            drafts = together([self._one(source, number, record) for record in records], self._ids)
+            drafts = together([self._one(source, number, record) for record in records], ids)
         except UserError:
             raise
         except Exception:  # one at a time, then, so that it is known whose fault it is
-            drafts = [together([self._one(source, number, record)], self._ids)[0] for record in records]
+            drafts = [together([self._one(source, number, record)], ids)[0] for record in records]
         made = iter(self.rows.finish([draft for draft in drafts if not isinstance(draft, _Bad)]))
         return [draft if isinstance(draft, _Bad) else next(made) for draft in drafts]
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.rows.template.tokenise.ids(texts)
 
     def _one(self, source: Source, number: int, row: int) -> Asking[Any]:
         """The draft of a record, or why it is none."""

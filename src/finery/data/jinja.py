@@ -1,6 +1,5 @@
 """The tokenizer's own Jinja template, with a verified mask of the assistant's tokens."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from finery.compat import compiled_chat_template
+from finery.data.dialects.base import read_calls, read_tools, wrapped
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template, TemplateOptions, Turn
 from finery.data.tokenise import Asking
@@ -327,23 +327,14 @@ def _only_learnt(rows: list[list[Turn]], learn: list[bool]) -> list[list[Turn]]:
 
 
 def _calls(text: str) -> list[dict[str, Any]]:
-    """Tool calls as chat templates read them; arguments written as JSON text, as OpenAI does, are read."""
+    """Tool calls as chat templates read them."""
     try:
-        calls = json.loads(text)
-        found = []
-        for call in calls if isinstance(calls, list) else [calls]:
-            arguments = call["arguments"]
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            found.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
-        return found
-    except (json.JSONDecodeError, KeyError, TypeError):
+        calls = read_calls(text)
+    except BadRecord:
         raise BadRecord("a function call should be JSON with 'name' and 'arguments'") from None
+    return [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
 
 
 def _tools(text: str) -> list[Any] | None:
     """Function schemas as chat templates read them: each wrapped as OpenAI does."""
-    tools = json.loads(text) if text.strip() else None
-    if not tools:
-        return None
-    tools = tools if isinstance(tools, list) else [tools]
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return [wrapped(tool) for tool in read_tools(text)] or None

@@ -37,6 +37,11 @@ class Sample:
     unanswered: str = ""  # why there is no answer, where the record has none
     trailing: int = 0  # messages at the end that no answer follows, taken off
 
+    @property
+    def has_media(self) -> bool:
+        """Whether there is anything but text."""
+        return bool(self.images or self.videos or self.audios)
+
 
 class BadRecord(ValueError):
     """Why a record cannot become a sample; the row is left out and counted, never fatal."""

@@ -11,10 +11,10 @@ import yaml
 
 from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Dialect, read_calls, read_tools
-from finery.data.sample import BadRecord, Message, Sample
+from finery.data.sample import BadRecord, Message, Role, Sample
 from finery.data.template import FOLDER, Template, TemplateOptions, Turn
 from finery.data.thoughts import Thinking
-from finery.data.tokenise import Asking
+from finery.data.tokenise import Asking, together
 from finery.errors import UserError, suggestion
 from finery.options import one_of
 
@@ -49,6 +49,11 @@ class Slots:
     reasoning: bool = False  # answers may be thought out first
     thought_words: tuple[str, ...] = ("<think>\n", "\n</think>\n\n")
     empty_thought: str | None = None  # where it is not both words
+
+    def of_role(self, role: Role) -> tuple[str, ...]:
+        """The slot of a message."""
+        own = {"assistant": self.assistant, "function": self.function, "observation": self.observation}.get(role, self.user)
+        return own if own is not None else self.assistant if role == "function" else self.user
 
     @classmethod
     def read(cls, name: str) -> "Slots":
@@ -149,8 +154,7 @@ class SlotTemplate(Template):
         pieces, spans = self._laid_out(sample.messages, sample.system, sample.tools)
         if not spans:
             raise BadRecord("there is no answer to learn")
-        found = iter((yield [piece for piece in pieces if isinstance(piece, str)]))
-        ids = [next(found) if isinstance(piece, str) else [piece] for piece in pieces]
+        ids = yield from _ids(pieces)
         return [[Turn(_joined(ids[begin:middle]), _joined(ids[middle:end]), learn=learn) for begin, middle, end, learn in spans]]
 
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
@@ -161,12 +165,11 @@ class SlotTemplate(Template):
             raise UserError(str(error)) from None
         if self.thinking is not None:
             pieces += self.thinking.before_answer
-        found = iter(self.tokenise.ids([piece for piece in pieces if isinstance(piece, str)]))
-        return list(chain.from_iterable(next(found) if isinstance(piece, str) else [piece] for piece in pieces))
+        return _joined(together([_ids(pieces)], self.tokenise.ids)[0])
 
     def _laid_out(self, messages: Sequence[Message], system: str, tools: str) -> tuple[list[str | int], list[tuple[int, int, int, bool]]]:
         """All pieces, and for each answer where its source and its target begin and end in them, and whether it is learnt."""
-        pieces, spans, begin = self.fill(self.slots.prefix, ""), [], 0
+        pieces, spans, begin = self._fill(self.slots.prefix, ""), [], 0
         before, within = self._opening(system, tools)
         pieces += before
         last = len(messages) - 1  # in a prompt every answer is past
@@ -175,7 +178,7 @@ class SlotTemplate(Template):
                 content = message.content
                 if within and message.role == "user":
                     content, within = within + content, ""
-                pieces += self.fill(self._slot(message), content)
+                pieces += self._fill(self.slots.of_role(message.role), content)
                 continue
             text = self._answer(message)
             if self.thinking is not None:
@@ -185,7 +188,7 @@ class SlotTemplate(Template):
                 pieces += learnt
             else:
                 middle = len(pieces)
-            pieces += self.fill(self._slot(message), text)
+            pieces += self._fill(self.slots.of_role(message.role), text)
             spans.append((begin, middle, len(pieces), message.train is not False))
             begin = len(pieces)
         return pieces, spans
@@ -199,7 +202,7 @@ class SlotTemplate(Template):
         described = "" if not schemas else slots.tools.replace(CONTENT, tools, 1) if slots.tools else self.dialect.describe(schemas)
         if slots.strip_tools and not system:
             described = described.lstrip("\n")
-        pieces = self.fill(slots.system, system + described)
+        pieces = self._fill(slots.system, system + described)
         return ([], str(pieces[0])) if slots.system_in_question else (pieces, "")
 
     def _answer(self, message: Message) -> str:
@@ -213,15 +216,7 @@ class SlotTemplate(Template):
         apart = "" if not said or said.endswith(("\n", closing.strip())) else "\n"
         return f"{text}{said}{apart}{calls}"
 
-    def _slot(self, message: Message) -> tuple[str, ...]:
-        slots = self.slots
-        if message.role == "function":
-            return slots.assistant if slots.function is None else slots.function
-        if message.role == "observation":
-            return slots.user if slots.observation is None else slots.observation
-        return slots.assistant if message.role == "assistant" else slots.user
-
-    def fill(self, slot: Sequence[str], content: str) -> list[str | int]:
+    def _fill(self, slot: Sequence[str], content: str) -> list[str | int]:
         """A slot's pieces: text to be tokenised on its own, or the id of a special token."""
         pieces: list[str | int] = []
         for piece in slot:
@@ -272,6 +267,12 @@ def _id_of(tokenizer: "PreTrainedTokenizerBase", special: str) -> int | None:
     if not isinstance(id, int) or tokenizer.convert_ids_to_tokens(id) != word:
         raise UserError(f"'template' needs the token {word!r}, which the model's vocabulary does not have; choose the model's own template")
     return id
+
+
+def _ids(pieces: Sequence[str | int]) -> Asking[list[list[int]]]:
+    """The ids of each piece."""
+    found = iter((yield [piece for piece in pieces if isinstance(piece, str)]))
+    return [next(found) if isinstance(piece, str) else [piece] for piece in pieces]
 
 
 def _joined(parts: list[list[int]]) -> list[int]:

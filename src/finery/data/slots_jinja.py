@@ -6,6 +6,7 @@ It writes what `SlotTemplate` lays out: the same pieces in the same order, as on
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from finery.data.dialects.base import jinja_string
 from finery.data.slots import CONTENT, special_of, token_text
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 def written(template: "SlotTemplate") -> str:
     """The whole template, a statement a line."""
     slots = template.slots
-    lines = [_TEXT_OF, *_thinking(template), *_tools(template), *_opening(template), "{%- for message in messages -%}"]
-    user, tool = _slot(template, slots.user), _slot(template, slots.user if slots.observation is None else slots.observation)
+    lines = [_TEXT_OF, *_thinking(template), template.dialect.macros, *_opening(template), "{%- for message in messages -%}"]
+    user, tool = (_slot(template, slots.of_role(role)) for role in ("user", "observation"))
     lines += [
         "{%- if message['role'] == 'user' -%}",
         "{%- set content = state.within + text_of(message['content']) -%}{%- set state.within = '' -%}"
@@ -31,7 +32,7 @@ def written(template: "SlotTemplate") -> str:
         "{%- endfor -%}",
     ]
     if template.thinking is not None:
-        empty = _quoted(template.thinking.empty)
+        empty = jinja_string(template.thinking.empty)
         lines.append(
             f"{{%- if add_generation_prompt and not thinks and messages[-1]['role'] != 'assistant' -%}}{{{{- {empty} -}}}}{{%- endif -%}}"
         )
@@ -52,7 +53,7 @@ def _thinking(template: "SlotTemplate") -> list[str]:
     if thinking is None:
         return []
     default = {True: "true", False: "false", None: "none"}[thinking.enabled]
-    opening, closing = _quoted(thinking.opening), _quoted(thinking.closing)
+    opening, closing = jinja_string(thinking.opening), jinja_string(thinking.closing)
     return [
         f"{{%- set thinks = enable_thinking if enable_thinking is defined else {default} -%}}",
         "{%- macro without_thoughts(text) -%}",
@@ -64,19 +65,16 @@ def _thinking(template: "SlotTemplate") -> list[str]:
     ]
 
 
-def _tools(template: "SlotTemplate") -> list[str]:
-    """Macros that describe tools and write calls, in the template's dialect."""
-    return [template.dialect.macros]
-
-
 def _opening(template: "SlotTemplate") -> list[str]:
     """What stands before the first turn."""
     slots = template.slots
-    described = "tools_of(tools)" if slots.tools is None else f"{_quoted(slots.tools)}.replace({_quoted(CONTENT)}, tools | tojson)"
+    described = "tools_of(tools)"
+    if slots.tools is not None:
+        described = f"{jinja_string(slots.tools)}.replace({jinja_string(CONTENT)}, tools | tojson)"
     if slots.strip_tools:
         described = f"({described} if system else ({described}).lstrip('\\n'))"
     system = "{%- set system = text_of(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}"
-    default = f"{{%- set system = system or {_quoted(slots.default_system)} -%}}" if slots.default_system else ""
+    default = f"{{%- set system = system or {jinja_string(slots.default_system)} -%}}" if slots.default_system else ""
     first = _slot(template, slots.system[:1] if slots.system_in_question else slots.system)
     shown = f"{{%- set state.within -%}}{first}{{%- endset -%}}" if slots.system_in_question else first
     return [
@@ -92,11 +90,12 @@ def _opening(template: "SlotTemplate") -> list[str]:
 def _answer(template: "SlotTemplate") -> list[str]:
     """An answer with its thought and its calls."""
     slots = template.slots
-    opening, closing = (_quoted(word) for word in slots.thought_words)
+    opening, closing = (jinja_string(word) for word in slots.thought_words)
+    bare_opening, bare_closing = (jinja_string(word.strip()) for word in slots.thought_words)
     lines = [
         "{%- set content = text_of(message['content']) -%}",
         "{%- if message['tool_calls'] -%}",
-        f"{{%- set joined = not content or content.endswith('\\n') or content.endswith({_quoted(slots.thought_words[1].strip())}) -%}}",
+        f"{{%- set joined = not content or content.endswith('\\n') or content.endswith({bare_closing}) -%}}",
         "{%- set apart = '' if joined else '\\n' -%}",
         "{%- set content = content + apart + calls_of(message['tool_calls']) -%}",
         "{%- endif -%}",
@@ -107,17 +106,16 @@ def _answer(template: "SlotTemplate") -> list[str]:
     thinking = template.thinking
     if thinking is not None:
         past = "not loop.last" if thinking.strip_history else "false"
-        bare_opening, bare_closing = _quoted(thinking.opening.strip()), _quoted(thinking.closing.strip())
         lines += [
             f"{{%- set past = {past} -%}}",
             "{%- if thinks == false or past -%}{%- set content = without_thoughts(content).lstrip('\\n') -%}{%- endif -%}",
             f"{{%- if not past and {bare_opening} not in content and {bare_closing} not in content -%}}"
-            f"{{{{- {_quoted(thinking.empty)} -}}}}{{%- endif -%}}",
+            f"{{{{- {jinja_string(thinking.empty)} -}}}}{{%- endif -%}}",
         ]
-    assistant = _slot(template, slots.assistant)
-    if slots.function is None:
-        return [*lines, assistant]
-    return [*lines, "{%- if message['tool_calls'] -%}", _slot(template, slots.function), "{%- else -%}", assistant, "{%- endif -%}"]
+    called, said = (_slot(template, slots.of_role(role)) for role in ("function", "assistant"))
+    if called == said:
+        return [*lines, said]
+    return [*lines, "{%- if message['tool_calls'] -%}", called, "{%- else -%}", said, "{%- endif -%}"]
 
 
 def _slot(template: "SlotTemplate", slot: Sequence[str]) -> str:
@@ -125,15 +123,9 @@ def _slot(template: "SlotTemplate", slot: Sequence[str]) -> str:
     texts = []
     for piece in slot:
         if (special := special_of(piece)) is not None:
-            texts.append(_quoted(token_text(template.tokenizer, special)))
+            texts.append(jinja_string(token_text(template.tokenizer, special)))
         else:
             before, found, after = piece.partition(CONTENT)
-            texts += [_quoted(before), *(["content"] if found else []), _quoted(after)]
+            texts += [jinja_string(before), *(["content"] if found else []), jinja_string(after)]
     shown = " + ".join(text for text in texts if text != "''")
     return f"{{{{- {shown} -}}}}" if shown else ""
-
-
-def _quoted(text: str) -> str:
-    """Text as a Jinja string, so that no brace or newline in it is read as code or trimmed."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"

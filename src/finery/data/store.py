@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import struct
 from collections import OrderedDict
@@ -22,7 +21,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from finery import compat
 from finery.data.content import full_disk
+from finery.data.mapped import MappedArray
 from finery.data.rows.base import IGNORED, Encoded, Row
 from finery.errors import UserError
 from finery.files import digest
@@ -49,17 +50,12 @@ _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 _PIECE = 1 << 16
 
 
-_SHAPING = ("detect", "jinja", "sample", "slots", "sources", "store", "template", "tokenise")
-
-
 @cache
 def code_version() -> str:
     """A digest of the code that shapes tokens: another version of it never takes what this one has encoded."""
-    folder = Path(__file__).parent
-    shaping = ("dialects", "formats", "rows", "templates", "tables")
-    files = [path for room in shaping for path in (folder / room).rglob("*") if path.suffix in (".py", ".yaml")]
+    files = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".yaml")]  # a list of some would miss the next one
     versions = [f"{name} {version(name)}" for name in ("jinja2", "tokenizers", "transformers")]
-    return digest(*sorted([*files, *(folder / f"{name}.py" for name in _SHAPING)]), *versions)
+    return digest(*sorted([*files, Path(compat.__file__)]), *versions)
 
 
 class TokenStore:
@@ -68,8 +64,7 @@ class TokenStore:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder = folder
         self.size = size
-        self._entries: NDArray[Any] | None = None
-        self._memory: mmap.mmap | None = None  # of the entries
+        self._index = MappedArray(folder / "index.bin", ENTRY, size)
         self._maps: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
 
     @classmethod
@@ -90,22 +85,11 @@ class TokenStore:
     @property
     def entries(self) -> NDArray[Any]:
         """The index, mapped into memory."""
-        if self._entries is None:
-            self._entries = self._mapped() if self.size else np.zeros(0, ENTRY)
-        return self._entries
-
-    def _mapped(self) -> NDArray[Any]:
-        index = self.folder / "index.bin"
-        writable = os.access(index, os.W_OK)
-        with index.open("r+b" if writable else "rb") as file:
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._memory = mmap.mmap(file.fileno(), self.size * ENTRY.itemsize, access=access)
-        return np.frombuffer(self._memory, ENTRY)
+        return self._index.array
 
     def let_go(self) -> None:
-        """What was looked at of the index no longer counts as this process's memory; every look maps some 64 kB."""
-        if self._memory is not None:
-            self._memory.madvise(mmap.MADV_DONTNEED)
+        """What was looked at of the index no longer counts as this process's memory."""
+        self._index.let_go()
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which records are encoded."""
@@ -147,7 +131,7 @@ class TokenStore:
         return self.folder / f"shard-{number:05d}.bin"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "size": self.size, "_entries": None, "_memory": None, "_maps": OrderedDict()}
+        return self.__dict__ | {"_maps": OrderedDict()}
 
 
 class StoreWriter:

@@ -32,7 +32,7 @@ class Chat(Rows):
         """The pieces of a sample, cut to `cutoff_len` as `truncation` says."""
         if sample.unanswered:
             return _Draft((), sample.unanswered)
-        if sample.images or sample.videos or sample.audios:
+        if sample.has_media:
             return _Draft((), UNREAD_MEDIA)
         try:
             conversations = yield from self.template.turns(sample)

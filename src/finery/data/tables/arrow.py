@@ -50,9 +50,9 @@ class Arrow(Table):
         place, inner = self.find(row)
         if self.file != self.path:
             return self._mapped.row(place, inner)
-        self._bytes.read(0, 0)  # what is mapped changes with the file, and ends where that is cut short
+        self._bytes.check()  # what is mapped changes with the file, and ends where that is cut short
         found = self._mapped.row(place, inner)
-        self._bytes.read(0, 0)
+        self._bytes.check()
         return found
 
     def find(self, row: int) -> tuple[int, int]:

@@ -80,13 +80,20 @@ class Bytes:
 
     def read(self, start: int, size: int) -> bytes:
         """So many bytes from `start` on; raises `UserError` where they may not be those that were there at the beginning."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-        found = os.pread(self._descriptor, size, start)
-        if self.content is not None and (stamp := _stamp(os.fstat(self._descriptor))) != self._stamp:
+        found = os.pread(self._open(), size, start)
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raise `UserError` where the file is no longer what it was at the beginning."""
+        if self.content is not None and (stamp := _stamp(os.fstat(self._open()))) != self._stamp:
             check_unchanged(self.path, self.content)
             self._stamp = stamp
-        return found
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        return self._descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}

@@ -1,7 +1,6 @@
 """JSON lines: one JSON value a line, found by an index of where lines begin."""
 
 import json
-import mmap
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finery.data.content import CHUNK_BYTES, Rate, read_chunks
+from finery.data.mapped import MappedArray
 from finery.data.sample import BadRecord
 from finery.data.tables.base import Bytes, Table, check_head
 
@@ -33,9 +33,7 @@ class JSONLines(Table):
 
     def __init__(self, path: Path, made: Path) -> None:
         super().__init__(path, made)
-        self._memory: mmap.mmap | None = None
-        self._index: NDArray[np.int64] | None = None
-        self._size = (made / INDEX).stat().st_size // 24
+        self._index = MappedArray(made / INDEX, np.dtype(np.int64), (made / INDEX).stat().st_size // 8)
         self._num_read = 0
         self.bytes = Bytes(path, self.content)
 
@@ -47,17 +45,12 @@ class JSONLines(Table):
                 out.write((found if cls.keeps_blank else found[_holds_something(path, chunk, offset, found)]).tobytes())
 
     def __len__(self) -> int:
-        return self._size
+        return self._index.size // 3
 
     @property
     def index(self) -> NDArray[np.int64]:
         """(N, 3): the byte where a record begins, how many it has, and its line from 1."""
-        if self._index is None:
-            if self._size:
-                with (self.made / INDEX).open("rb") as file:
-                    self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._index = np.frombuffer(self._memory or b"", np.int64).reshape(-1, 3)
-        return self._index
+        return self._index.array.reshape(-1, 3)
 
     def __getitem__(self, row: int) -> Any:
         text = self.text(row)
@@ -74,8 +67,8 @@ class JSONLines(Table):
         """A row's text; raises `BadRecord` where it is not UTF-8."""
         start, size, _ = self.index[row].tolist()
         self._num_read += 1
-        if self._num_read % _KEPT_ROWS == 0 and self._memory is not None:
-            self._memory.madvise(mmap.MADV_DONTNEED)
+        if self._num_read % _KEPT_ROWS == 0:
+            self._index.let_go()
         raw = self.bytes.read(start, size)
         try:
             return raw.decode()
@@ -89,9 +82,6 @@ class JSONLines(Table):
     def line(self, row: int) -> int | None:
         """As in the file, where blank lines count."""
         return int(self.index[row, 2])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memory": None, "_index": None}
 
 
 def write_index(folder: Path, records: Iterable[tuple[int, int, int]]) -> None:
