@@ -57,7 +57,7 @@ def texts_of(path: Path, template: Template) -> list[str]:
 
 def _texts(template: Any, sample: Any) -> list[str]:
     if hasattr(template, "slots"):
-        pieces, _ = template._laid_out(sample.messages, sample.system, sample.tools)
+        pieces, _ = template._laid_out(sample)
         return [piece for piece in pieces if isinstance(piece, str)]
     return [template._render(template._dicts(sample.messages, sample.system))]
 

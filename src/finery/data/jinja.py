@@ -64,8 +64,8 @@ class JinjaTemplate(Template):
     _reads_thoughts = False
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", options: TemplateOptions | None = None) -> None:
-        super().__init__(tokenizer)
         self.options = options or TemplateOptions()
+        super().__init__(tokenizer, self.options.split_special_tokens)
         self._arguments: dict[str, Any] = {"preserve_thinking": True} if self.options.preserve_thinking else {}
         if not self.options.enable_thinking:
             self._arguments["enable_thinking"] = False
@@ -80,6 +80,7 @@ class JinjaTemplate(Template):
         self._call_ending = self._find_call_ending()
         self._reads_thoughts = self._find_thoughts()
         self.stop_ids = frozenset([*self._ending.marks[-1:], *self._call_ending.marks[-1:], *self._eos])
+        self._keep_apart(self._header())
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_plain_render": None}  # compiled code does not travel
@@ -91,7 +92,7 @@ class JinjaTemplate(Template):
     @property
     def shape(self) -> str:
         """What is handed to the template, and the system text of conversations that have none."""
-        return repr((self.options.default_system, self.options.enable_thinking, self._arguments))
+        return repr((self.options.default_system, self.options.enable_thinking, self._arguments, self.split))
 
     def _fix_date(self) -> None:
         """A template that writes today's date would train another text today than it serves tomorrow."""
@@ -107,14 +108,16 @@ class JinjaTemplate(Template):
 
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
         """The rendering with the generation prompt, tokenised whole; raises `UserError` where the template refuses."""
+        sample = self.marked(Sample(tuple(messages), system, tools))
         try:
-            return self._ids(self._render(self._dicts(messages, system or self.options.default_system or ""), tools, prompt=True))
+            return self._ids(self._render(self._dicts(sample.messages, self._system(sample)), sample.tools, prompt=True))
         except BadRecord as error:
             raise UserError(str(error)) from None
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation where history stands, else one per answer."""
-        messages = self._dicts(sample.messages, sample.system or self.options.default_system or "")
+        sample = self.marked(sample)
+        messages = self._dicts(sample.messages, self._system(sample))
         thinks = self._thinks(messages)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
@@ -144,10 +147,11 @@ class JinjaTemplate(Template):
 
     def _see_calls(self, message: dict[str, Any], turn: Turn) -> None:
         """Some templates drop tool calls without a word; an empty answer is not what should be learnt."""
-        if (thought := message.get("reasoning_content", "").strip()) and thought not in self._text(turn.source[-1:] + turn.target):
+        thought = self.spelled.unmark(message.get("reasoning_content", "").strip())
+        if thought and thought not in self._text(turn.source[-1:] + turn.target):
             raise BadRecord("the model's chat template does not write the thought of this answer")
         for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in self._text(turn.target):
+            if self.spelled.unmark(call["function"]["name"]) not in self._text(turn.target):
                 raise BadRecord("the model's chat template does not write tool calls")
 
     def _whole(
@@ -194,7 +198,7 @@ class JinjaTemplate(Template):
         rest, extra = finished[common:], prompt[common:]
         if not finished and "tool_calls" in message:
             raise BadRecord("the model's chat template rewrites what comes before this call: what to learn cannot be told")
-        if content.strip() not in self._text(rest):
+        if self.spelled.unmark(content.strip()) not in self._text(rest):
             rest = [*self._ids(content), *self._ending.lead]  # the template leaves a part out, such as the thought, or rewrites everything
         if not finished:
             return rest
@@ -251,6 +255,14 @@ class JinjaTemplate(Template):
         if following in self._markers and following not in prompt:
             return _Ending([following])  # such as GLM's <|observation|>
         return _Ending(finished[-1:]) if finished[-1] in self._markers else self._ending
+
+    def _header(self) -> str:
+        """What opens turns: the text before a question and between it and its answer, without a thought that the prompt opens."""
+        before, _, after = self._render([_QUESTION], prompt=True).partition(_QUESTION["content"])
+        return before + re.sub(r"<[\w:]+>\s*(</[\w:]+>\s*)?$", "", after)
+
+    def _system(self, sample: Sample) -> str:
+        return sample.system or self.options.default_system or ""
 
     def _find_thoughts(self) -> bool:
         """Whether the template writes a thought that stands apart; else it goes before the answer, in the words that most models use."""

@@ -118,8 +118,10 @@ def _check_texts(key: str, value: Any, path: Path) -> None:
 class SlotTemplate(Template):
     """Slots filled in, each piece tokenised on its own, as the reference does."""
 
-    def __init__(self, slots: Slots, tokenizer: "PreTrainedTokenizerBase", thinking: Thinking | None = None) -> None:
-        super().__init__(tokenizer)
+    def __init__(
+        self, slots: Slots, tokenizer: "PreTrainedTokenizerBase", thinking: Thinking | None = None, split: bool | None = None
+    ) -> None:
+        super().__init__(tokenizer, split)
         self.name = slots.name
         self.slots = slots
         self.thinking = thinking if slots.reasoning else None
@@ -127,6 +129,8 @@ class SlotTemplate(Template):
             self.late_end = tokenizer.eos_token_id
         words = [*slots.stop_words, tokenizer.eos_token]
         self.stop_ids = frozenset(id for word in words if isinstance(id := tokenizer.convert_tokens_to_ids(word), int))
+        opening = (*slots.prefix, *slots.system, *slots.user, *slots.of_role("observation"))
+        self._keep_apart("".join(piece if (word := special_of(piece)) is None else token_text(tokenizer, word) for piece in opening))
 
     @classmethod
     def load(cls, options: TemplateOptions, name: str, tokenizer: "PreTrainedTokenizerBase", strip_history: bool = False) -> "SlotTemplate":
@@ -135,14 +139,14 @@ class SlotTemplate(Template):
         changed = {key: value for key in ("default_system", "tool_format") if (value := getattr(options, key)) is not None}
         slots = replace(slots, **changed)
         fit_tokenizer(slots, tokenizer)
-        template = cls(slots, tokenizer, Thinking.of(options, slots, strip_history))
+        template = cls(slots, tokenizer, Thinking.of(options, slots, strip_history), options.split_special_tokens)
         tokenizer.chat_template = template.jinja
         return template
 
     @property
     def shape(self) -> str:
         """The data file and what becomes of thoughts."""
-        return repr((self.slots, self.thinking))
+        return repr((self.slots, self.thinking, self.split))
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -151,7 +155,7 @@ class SlotTemplate(Template):
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation; the end of each answer, with what the slot writes after it, is learnt."""
-        pieces, spans = self._laid_out(sample.messages, sample.system, sample.tools)
+        pieces, spans = self._laid_out(self.marked(sample))
         if not spans:
             raise BadRecord("there is no answer to learn")
         ids = yield from _ids(pieces)
@@ -160,20 +164,20 @@ class SlotTemplate(Template):
     def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
         """The same pieces as in training, up to the place where the answer begins; raises `UserError` where they cannot be laid out."""
         try:
-            pieces, _ = self._laid_out(messages, system, tools)
+            pieces, _ = self._laid_out(self.marked(Sample(tuple(messages), system, tools)))
         except BadRecord as error:
             raise UserError(str(error)) from None
         if self.thinking is not None:
             pieces += self.thinking.before_answer
         return _joined(together([_ids(pieces)], self.tokenise.ids)[0])
 
-    def _laid_out(self, messages: Sequence[Message], system: str, tools: str) -> tuple[list[str | int], list[tuple[int, int, int, bool]]]:
+    def _laid_out(self, sample: Sample) -> tuple[list[str | int], list[tuple[int, int, int, bool]]]:
         """All pieces, and for each answer where its source and its target begin and end in them, and whether it is learnt."""
         pieces, spans, begin = self._fill(self.slots.prefix, ""), [], 0
-        before, within = self._opening(system, tools)
+        before, within = self._opening(sample.system, sample.tools)
         pieces += before
-        last = len(messages) - 1  # in a prompt every answer is past
-        for place, message in enumerate(messages):
+        last = len(sample.messages) - 1  # in a prompt every answer is past
+        for place, message in enumerate(sample.messages):
             if message.role not in _ANSWERS:
                 content = message.content
                 if within and message.role == "user":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from finery.data.sample import Message, Sample
+from finery.data.spelled import Spelled, special_words
 from finery.data.tokenise import Asking, Tokeniser, together
 from finery.errors import Complaint
 from finery.options import Finding, Keys, OptionGroup, one_of
@@ -23,7 +24,7 @@ OWN_FILES = (".yaml", ".yml")
 
 
 class TemplateOptions(OptionGroup):
-    nulls = frozenset({"enable_thinking"})
+    nulls = frozenset({"enable_thinking", "split_special_tokens"})
 
     template: str | None = None
     """The chat template: a name, the path of a .yaml file of your own, or nothing (or 'auto') for the tokenizer's own."""
@@ -36,6 +37,10 @@ class TemplateOptions(OptionGroup):
     them as the data have them, and asks for none."""
     preserve_thinking: bool = False
     """Keep the thoughts of earlier answers where they would be taken out (with mask_history)."""
+
+    split_special_tokens: bool | None = None
+    """Whether a special token that a text spells is read as text: in conversations it is, in plain texts of pretraining it is not; true or
+    false say so of both. The marks that a template writes are tokens in any case."""
 
     @classmethod
     def claim(cls, keys: Keys, complaints: list[Complaint]) -> Self:
@@ -98,13 +103,27 @@ class Template(ABC):
     stop_ids: frozenset[int]  # generation ends at any of these
     late_end: int | None = None  # the end token, where answers are written without it and one closes the whole (`efficient_eos`)
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", split: bool | None = None) -> None:
+        """`split` is the key split_special_tokens."""
         self.tokenizer = tokenizer
         self.tokenise = Tokeniser(tokenizer)
+        self.split = split
+        self.spelled = Spelled(special_words(tokenizer), ())
+
+    def _keep_apart(self, header: str) -> None:
+        """Words that answers may not spell as tokens: the ends of turns, and what `header`, the text before a question, has."""
+        names = {token.content: id for id, token in self.tokenizer.added_tokens_decoder.items()}
+        structure = [name for name, id in names.items() if self.tokenizer.is_fast and (id in self.stop_ids or name in header)]
+        self.spelled = Spelled(special_words(self.tokenizer), structure)
+        self.tokenise.words = self.spelled.every
+
+    def marked(self, sample: Sample) -> Sample:
+        """A conversation in which special tokens that its texts spell are marked to stay text, unless told otherwise."""
+        return sample if self.split is False else self.spelled.mark(sample)
 
     def text_ids(self, text: str) -> Asking[list[int]]:
         """A plain text for pretraining: what the tokenizer puts before a text, the text, and the end token."""
-        (ids,) = yield [text]
+        (ids,) = yield [self.spelled.every.mark(text) if self.split else text]
         before, after = self._frame
         return [*before, *ids, *after]
 

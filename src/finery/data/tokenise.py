@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from finery.data.spelled import MARK, SplitTokenizer, Words, special_words
 from finery.log import get_logger
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Tokeniser:
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._kept: dict[str, list[int]] = {"": []}
         self._unproved = _NUM_PROVED
+        self.words = Words(special_words(tokenizer))  # those that may be marked in a text
+        self._split: SplitTokenizer | None = None  # made when one is
         self._cut: re.Pattern[str] | None = None
         if self._backend is not None:
             self._backend.no_truncation()
@@ -44,9 +47,12 @@ class Tokeniser:
             self._cut = self._find_cut()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """The ids of each text; words that are marked (see `spelled`) are text."""
         if self._backend is None:
             return [self._plain(text) for text in texts]
+        if any(MARK in text for text in texts):
+            plain = iter(self.ids([text for text in texts if MARK not in text]))
+            return [self._split_ids(text) if MARK in text else next(plain) for text in texts]
         if self._cut is None:
             return self._encode(list(texts))
         pieces = [self._cut.split(text) for text in texts]
@@ -61,6 +67,11 @@ class Tokeniser:
         if len(pieces) == 1:
             return list(new[pieces[0]] if pieces[0] in new else self._kept[pieces[0]])
         return list(chain.from_iterable(new[piece] if piece in new else self._kept[piece] for piece in pieces))
+
+    def _split_ids(self, text: str) -> list[int]:
+        if self._split is None:
+            self._split = SplitTokenizer(self._backend, self.tokenizer, self.words)
+        return self._split.encode(text)
 
     def one(self, text: str) -> list[int]:
         """The ids of one text."""
