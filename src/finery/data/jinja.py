@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from finery.compat import compiled_chat_template
-from finery.data.dialects.base import read_calls, read_tools, wrapped
+from finery.data.messages import as_dicts, as_schemas
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template, TemplateOptions, Turn
 from finery.data.tokenise import Asking
@@ -106,18 +106,19 @@ class JinjaTemplate(Template):
         """The tokenizer's own; nothing where it has several, which are then saved as they are."""
         return self.tokenizer.chat_template if isinstance(self.tokenizer.chat_template, str) else None
 
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "", thinks: bool = False) -> list[int]:
         """The rendering with the generation prompt, tokenised whole; raises `UserError` where the template refuses."""
         sample = self.marked(Sample(tuple(messages), system, tools))
+        asked = thinks if self.options.enable_thinking is None else None
         try:
-            return self._ids(self._render(self._dicts(sample.messages, self._system(sample)), sample.tools, prompt=True))
+            return self._ids(self._render(self.dicts(sample), sample.tools, prompt=True, thinks=asked))
         except BadRecord as error:
             raise UserError(str(error)) from None
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation where history stands, else one per answer."""
         sample = self.marked(sample)
-        messages = self._dicts(sample.messages, self._system(sample))
+        messages = self.dicts(sample)
         thinks = self._thinks(messages)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
@@ -238,7 +239,7 @@ class JinjaTemplate(Template):
 
     def _find_call_ending(self) -> _Ending:
         """As an answer's, unless the template closes a call in another way."""
-        question, call, result = self._dicts([Message("user", "A question"), _CALL, Message("observation", "found")], "")
+        question, call, result = as_dicts([Message("user", "A question"), _CALL, Message("observation", "found")])
         try:
             prompt = self._ids(self._render([question], prompt=True))
             finished = self._ids(self._render([question, call]))
@@ -261,8 +262,14 @@ class JinjaTemplate(Template):
         before, _, after = self._render([_QUESTION], prompt=True).partition(_QUESTION["content"])
         return before + re.sub(r"<[\w:]+>\s*(</[\w:]+>\s*)?$", "", after)
 
-    def _system(self, sample: Sample) -> str:
-        return sample.system or self.options.default_system or ""
+    def dicts(self, sample: Sample) -> list[dict[str, Any]]:
+        """A sample's messages as the template gets them."""
+        system = sample.system or self.options.default_system or ""
+        return as_dicts(sample.messages, system, self._reads_thoughts, drop_thoughts=self.options.enable_thinking is False)
+
+    def arguments(self, thinks: bool | None = None) -> dict[str, Any]:
+        """What else the template gets; `thinks` is whether the model is told to think, where each sample says so."""
+        return self._arguments if thinks is None else {**self._arguments, "enable_thinking": thinks}
 
     def _find_thoughts(self) -> bool:
         """Whether the template writes a thought that stands apart; else it goes before the answer, in the words that most models use."""
@@ -273,13 +280,12 @@ class JinjaTemplate(Template):
             return False
 
     def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False, thinks: bool | None = None) -> str:
-        arguments = self._arguments if thinks is None else {**self._arguments, "enable_thinking": thinks}
+        arguments = self.arguments(thinks)
         try:
             if self._plain_render is not None and not tools and all(message.keys() <= _PLAIN_KEYS for message in messages):
                 return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **arguments)
-            return str(
-                self.tokenizer.apply_chat_template(messages, tools=_tools(tools), tokenize=False, add_generation_prompt=prompt, **arguments)
-            )
+            schemas = as_schemas(tools)
+            return str(self.tokenizer.apply_chat_template(messages, schemas, tokenize=False, add_generation_prompt=prompt, **arguments))
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
             raise BadRecord(f"the model's chat template refuses it: {error}") from None
 
@@ -288,35 +294,6 @@ class JinjaTemplate(Template):
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
-
-    def _dicts(self, messages: Sequence[Message], system: str) -> list[dict[str, Any]]:
-        """Messages as chat templates read them: tool calls and tool results have roles of their own."""
-        found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for given in messages:
-            message = _without_thought(given) if self.options.enable_thinking is False else given
-            if message.role == "function":
-                said = replace(message, content=message.before_calls)
-                content = said.content if self._reads_thoughts else with_thought(said)
-                found.append({"role": "assistant", "content": content, "tool_calls": _calls(message.content)})
-            elif message.role == "observation":
-                found.append({"role": "tool", "content": message.content})
-            elif message.thought and not self._reads_thoughts:
-                found.append({"role": message.role, "content": with_thought(message)})
-            else:
-                found.append({"role": message.role, "content": message.content})
-            if message.thought and self._reads_thoughts:
-                found[-1]["reasoning_content"] = message.thought
-        return found
-
-
-def with_thought(message: Message) -> str:
-    """A message's text, with the thought that the data keep apart before it, as most reasoning models write it."""
-    return f"<think>\n{message.thought}\n</think>\n\n{message.content}" if message.thought else message.content
-
-
-def _without_thought(message: Message) -> Message:
-    content = re.sub(r"<think>.*?</think>\s*", "", message.content, flags=re.DOTALL) if message.role == "assistant" else message.content
-    return replace(message, thought="", content=content)
 
 
 def _shared(one: list[int], other: list[int]) -> int:
@@ -336,17 +313,3 @@ def _only_learnt(rows: list[list[Turn]], learn: list[bool]) -> list[list[Turn]]:
     flags = iter(learn)
     marked = [[replace(turn, learn=next(flags)) for turn in row] for row in rows]
     return [row for row in marked if any(turn.learn for turn in row)] or marked[-1:]
-
-
-def _calls(text: str) -> list[dict[str, Any]]:
-    """Tool calls as chat templates read them."""
-    try:
-        calls = read_calls(text)
-    except BadRecord:
-        raise BadRecord("a function call should be JSON with 'name' and 'arguments'") from None
-    return [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
-
-
-def _tools(text: str) -> list[Any] | None:
-    """Function schemas as chat templates read them: each wrapped as OpenAI does."""
-    return [wrapped(tool) for tool in read_tools(text)] or None

@@ -161,15 +161,24 @@ class SlotTemplate(Template):
         ids = yield from _ids(pieces)
         return [[Turn(_joined(ids[begin:middle]), _joined(ids[middle:end]), learn=learn) for begin, middle, end, learn in spans]]
 
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "", thinks: bool = False) -> list[int]:
         """The same pieces as in training, up to the place where the answer begins; raises `UserError` where they cannot be laid out."""
+        sample = Sample(tuple(messages), system, tools)
+        return _joined(together([_ids(self._prompt(self.marked(sample), thinks))], self.tokenise.ids)[0])
+
+    def _prompt(self, sample: Sample, thinks: bool) -> list[str | int]:
         try:
-            pieces, _ = self._laid_out(self.marked(Sample(tuple(messages), system, tools)))
+            pieces, _ = self._laid_out(sample)
         except BadRecord as error:
             raise UserError(str(error)) from None
         if self.thinking is not None:
-            pieces += self.thinking.before_answer
-        return _joined(together([_ids(pieces)], self.tokenise.ids)[0])
+            pieces += self.thinking.before_answer(thinks)
+        return pieces
+
+    def prompt_texts(self, sample: Sample, thinks: bool = False) -> list[str]:
+        """The text of each piece of a prompt: what the saved Jinja template writes as one text."""
+        tokenizer = self.tokenizer
+        return [piece if isinstance(piece, str) else str(tokenizer.convert_ids_to_tokens(piece)) for piece in self._prompt(sample, thinks)]
 
     def _laid_out(self, sample: Sample) -> tuple[list[str | int], list[tuple[int, int, int, bool]]]:
         """All pieces, and for each answer where its source and its target begin and end in them, and whether it is learnt."""

@@ -107,7 +107,7 @@ class SplitTokenizer:
         self._backend = Tokenizer.from_str(json.dumps(rules))
         self._backend.encode_special_tokens = True
         self._names: dict[str, str] = {}
-        self._ids: dict[int, int] = {}
+        self._ids: dict[int | None, int] = {}
         for number, (id, token) in enumerate(tokenizer.added_tokens_decoder.items()):
             if token.content in words:
                 name = f"\ufdd1{number}\ufdd2"

@@ -146,8 +146,11 @@ class Template(ABC):
         """As `encode`, for many samples side by side."""
 
     @abstractmethod
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> list[int]:
-        """What serving feeds before the next answer; `messages` ends with a user's or a tool's turn."""
+    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "", thinks: bool = False) -> list[int]:
+        """What serving feeds before the next answer; `messages` ends with a user's or a tool's turn.
+
+        With `thinks`, the answer is asked to be thought out first where `enable_thinking: null` leaves that open.
+        """
 
     @property
     def shape(self) -> str:

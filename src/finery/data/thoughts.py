@@ -31,10 +31,9 @@ class Thinking:
         empty = opening + closing if slots.empty_thought is None else slots.empty_thought
         return cls(options.enable_thinking, strip_history and not options.preserve_thinking, opening, closing, empty)
 
-    @property
-    def before_answer(self) -> list[str]:
-        """What a prompt ends with."""
-        return [] if self.enabled else [self.empty]
+    def before_answer(self, thinks: bool) -> list[str]:
+        """What a prompt ends with; `thinks` is asked only where nothing is settled."""
+        return [] if self.enabled or (self.enabled is None and thinks) else [self.empty]
 
     def of_answer(self, text: str, last: bool) -> tuple[str, list[str], list[str]]:
         """An answer's text as it is written, and the empty thought before it where it is read, and where it is learnt."""
