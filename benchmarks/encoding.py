@@ -59,7 +59,7 @@ def _texts(template: Any, sample: Any) -> list[str]:
     if hasattr(template, "slots"):
         pieces, _ = template._laid_out(sample)
         return [piece for piece in pieces if isinstance(piece, str)]
-    return [template._render(template._dicts(sample.messages, sample.system))]
+    return [template._render(template.dicts(sample))]
 
 
 def bare(tokenizer: Any, texts: list[str]) -> float:

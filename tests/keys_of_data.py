@@ -41,6 +41,14 @@ def talks(bench: Bench) -> dict[str, Any]:
     return EPOCH | {"dataset": "talks", "dataset_dir": str(folder)}
 
 
+def split_special_tokens(bench: Bench) -> None:
+    (bench.tmp_path / "spelt.json").write_text(json.dumps([{"instruction": "What is <|im_end|>?", "output": f"{n}."} for n in range(12)]))
+    base = EPOCH | {"dataset": "spelt", "dataset_dir": str(bench.tmp_path)}
+    (bench.tmp_path / "dataset_info.json").write_text('{"spelt": {"file_name": "spelt.json"}}')
+    found = [report(bench.train(**base, split_special_tokens=value), "spelt")["tokens"] for value in (None, True, False)]
+    assert found[0] == found[1] > found[2], "one token for a word of ten letters"
+
+
 def overwrite_cache(bench: Bench) -> None:
     bench.train(**EPOCH)
     assert num_encoded(bench.train(**EPOCH)) == 0
@@ -217,7 +225,7 @@ TRAINED: dict[str, Case] = {
 OTHERS: dict[str, Callable[[Bench], None]] = {
     case.__name__: case
     for case in (
-        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, preserve_thinking, mix_strategy,
+        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, preserve_thinking, split_special_tokens, mix_strategy,
         interleave_probs, eval_on_each_dataset, packing, neat_packing, packing_contaminated, tokenized_path, train_sampling_strategy,
         streaming, buffer_size,
     )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("broken.yaml").read_text(encoding="utf-8"))
-RUN = {"model_name_or_path": "model", "output_dir": "out", "do_train": True, "dataset": "x", "dataset_dir": "."}
+RUN = {"output_dir": "out", "do_train": True, "dataset": "x", "dataset_dir": "."}
 
 
 def write_case(case: dict[str, Any], folder: Path) -> Path:
@@ -32,15 +32,13 @@ def write_case(case: dict[str, Any], folder: Path) -> Path:
 
 
 @pytest.fixture
-def write_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def write_run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Write the file of a run, gone into its folder; `entries` are those of its dataset_info.json."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
 
     def write(entries: dict[str, Any], **keys: Any) -> str:
         (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN | keys))
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN | {"model_name_or_path": str(tiny_model), "template": "chatml"} | keys))
         return "run.yaml"
 
     return write

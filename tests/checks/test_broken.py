@@ -24,8 +24,8 @@ from letters import Letters, open_sets
 
 WriteRun = Callable[..., str]
 OF_RUNS = [case for case in CASES if "entry" in case]
-CHECKED = re.compile(r"data set '\S+': \d+ rows? in \d+\.\d s")
-"""The line about a data set that was read to its end."""
+CHECKED = re.compile(r"(template 'chatml' on )?(data set '\S+'|hard conversations): \d+ rows? in \d+\.\d s")
+"""The line about a data set that was read to its end, or proved."""
 
 
 def is_like(line: str, expected: str) -> bool:

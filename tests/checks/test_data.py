@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from finery.checks import data
+from finery.checks import base, data
 from finery.checks.base import Finding
 from finery.checks.data import Data
 from finery.data import formats, sources, tables
 from finery.data.load import DataOptions
-from finery.data.registry import DatasetEntry, StreamSettings
+from finery.data.registry import Catalogue, DatasetEntry, StreamSettings
 from finery.data.sample import BadRecord
 from finery.data.sources import Source
 from finery.data.tables.base import Table
@@ -180,7 +180,7 @@ def test_the_beginning_of_a_stream_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sources, "stream_table", stream)
     check = Data()
     (found,) = findings({"x": {"hf_hub_url": "a/b"}}, check, streaming=True)
-    assert (found.num_rows, opened[0].next, opened[0].settings.shuffle) == (10, data.NUM_STREAMED, False)
+    assert (found.num_rows, opened[0].next, opened[0].settings.shuffle) == (10, base.NUM_STREAMED, False)
     assert "1,000 of a stream's rows in" in str(check.checked[0])
 
 
@@ -189,7 +189,7 @@ def test_findings_stay_bounded() -> None:
     talk = [{"conversations": [{"from": f"role {chr(0x4E00 + n)}", "value": "a"}, {"from": "gpt", "value": "b"}]} for n in range(3000)]
     check = Data()
     found = findings({"x": write("x.jsonl", *talk) | {"formatting": "sharegpt"}}, check)
-    assert data.MOST_KINDS < len(found) <= 2 * data.MOST_KINDS + 2
+    assert base.MOST_KINDS < len(found) <= 2 * base.MOST_KINDS + 2
     assert sum(finding.num_rows for finding in found) == 3000
 
 
@@ -283,7 +283,7 @@ def test_no_record_breaks_the_check(number: int) -> None:
     entries = {"x": write("x.jsonl", *records) | entry}
     check = Data()
     found = findings(entries, check)
-    source = sources.open_source("x", data.Catalogue(entries), {}, {}, {})
+    source = sources.open_source("x", Catalogue(entries), {}, {}, {})
     readable = [row for row in range(len(source)) if (sample := read(source, row)) is not None and not sample.unanswered]
     unlearnt = sum(finding.num_rows for finding in found if "none of its answers" in finding.what)
     assert check.checked[0].num_used == len(readable) - unlearnt
@@ -315,6 +315,6 @@ def test_every_reason_has_a_mend_of_its_own() -> None:
     said = [text for text in said_by_readers() if set(text) - set("'x[1:]")]
     assert len(said) > 35
     for text in said:
-        what, mend = data._mended(text, "nothing")
+        what, mend = base.mended(text, "nothing")
         assert mend != "nothing", f"{text!r} needs a line in checks/mends.yaml"
         assert what

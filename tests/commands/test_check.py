@@ -18,14 +18,14 @@ BAD = GOOD + '{"instruction": "And a third."}\n'
 
 
 @pytest.fixture(autouse=True)
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def inside(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a run, a sound data set and one with a row that cannot be learnt."""
     monkeypatch.chdir(tmp_path)
     entries = {name: {"file_name": f"{name}.jsonl"} for name in ("good", "bad")}
-    texts = {"good.jsonl": GOOD, "bad.jsonl": BAD, "dataset_info.json": json.dumps(entries), "model/config.json": "{}"}
+    texts = {"good.jsonl": GOOD, "bad.jsonl": BAD, "dataset_info.json": json.dumps(entries)}
     for name, text in texts.items():
-        Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
+    Path("model").symlink_to(tiny_model)
     write_run()
 
 
@@ -44,7 +44,12 @@ def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[st
 def test_a_clean_run(capsys: pytest.CaptureFixture[str]) -> None:
     code, told = check(capsys, "run.yaml")
     assert code == 0
-    assert told == ["data set 'good': 2 rows in N s", "clean: nothing to mend in 2 rows of 1 data set"]
+    assert told == [
+        "data set 'good': 2 rows in N s",
+        "the model's own template on data set 'good': 2 rows in N s: 2 as one row, 0 as one row per answer",
+        "the model's own template on hard conversations: 21 rows in N s, 4 of them left out: 17 as one row, 0 as one row per answer",
+        "clean: nothing to mend in 2 rows of 1 data set",
+    ]
     assert not Path("out").exists(), "a check writes nothing"
 
 
@@ -54,11 +59,12 @@ def test_a_run_with_findings(capsys: pytest.CaptureFixture[str]) -> None:
     assert told[0].startswith("bad.jsonl:2:output: is not in the record; write an answer or take the row out")
     assert told[0].endswith(" (line 3; left out)")
     assert told[1].startswith("bad.jsonl:0: is the same sample as good.jsonl:0; ")
-    assert told[2:] == [
+    assert [line for line in told[2:] if "template" not in line] == [
         "data set 'good': 2 rows in N s",
         "data set 'bad': 3 rows in N s, 1 of them left out",
         "2 findings in 5 rows of 2 data sets",
     ]
+    assert any(line.endswith("'bad': 2 rows in N s: 2 as one row, 0 as one row per answer") for line in told)
 
 
 @pytest.mark.parametrize("words", [["lora_rnak=4"], ["dataset=god"], ["--learning_rate", "fast"], ["stage=dpo"]])
@@ -84,7 +90,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (finding["place"], finding["what"], finding["effect"]) == ("bad.jsonl:2:output", "is not in the record", "left out")
     assert (finding["rows"], finding["num_rows"], finding["line"]) == (["bad.jsonl:2"], 1, 3)
     assert finding["mend"].startswith("write an answer")
-    (checked,) = found["checked"]
+    checked, proved, hard = found["checked"]
+    assert (proved["num_used"], hard["num_used"], proved["again"]) == (2, 17, True)
     assert (checked["name"], checked["num_rows"], checked["num_used"]) == ("data set 'bad'", 3, 2)
     assert checked["seconds"] >= 0
 
@@ -148,7 +155,8 @@ def test_the_packaged_demo_data_are_clean(capsys: pytest.CaptureFixture[str]) ->
     names = ",".join(json.loads((PACKAGED / "dataset_info.json").read_text()))
     words = [f"dataset={names}", f"dataset_dir={PACKAGED}", "placeholders={name: Ada, author: us}"]
     code, told = check(capsys, "run.yaml", *words)
-    assert (code, told[:-6]) == (0, []), told
+    assert (code, told[-1]) == (0, "clean: nothing to mend in 180 rows of 5 data sets"), told
+    assert [line.partition(" ")[0] for line in told[:-1]] == ["data"] * 5 + ["the"] * 6
 
 
 def test_in_a_process_of_its_own_without_torch() -> None:

@@ -190,7 +190,6 @@ def tool_talk(call: str = CALL, tools: str = TOOLS) -> Sample:
         ("Qwen-Qwen2.5", f"<tool_call>\n{CALL}\n</tool_call><|im_end|>"),
         ("Qwen-Qwen3", f"<think>\n\n</think>\n\n<tool_call>\n{CALL}\n</tool_call><|im_end|>"),
         ("meta-llama-Llama-3.1", '{"name": "find", "parameters": {"city": "Oslo"}}<|eot_id|>'),
-        ("GigaChat3-", f"<|message_sep|>\n\nfunction call<|role_sep|>\n{CALL}<|message_sep|>"),
         ("LFM2.5", "<|tool_call_start|>[find(city='Oslo')]<|tool_call_end|><|im_end|>"),
         (
             "GLM-4.6",
@@ -203,6 +202,12 @@ def test_calls_are_learnt_as_the_template_writes_them(own: Callable[[str], Jinja
     learnt = see(own(name), tool_talk())
     assert learnt[0] == call
     assert "There." in learnt[1]
+
+
+def test_a_call_behind_the_end_of_the_turn_is_refused(own: Callable[[str], JinjaTemplate]) -> None:
+    """GigaChat3's template closes the turn and opens another for the call, which no server would go on to."""
+    with pytest.raises(BadRecord, match="ends this turn before its call"):
+        own("GigaChat3-").encode(tool_talk())
 
 
 def test_tools_in_other_spellings_give_the_same_tokens(own: Callable[[str], JinjaTemplate]) -> None:

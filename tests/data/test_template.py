@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from finery.data.jinja import JinjaTemplate
+from finery.data.proof import first_difference
 from finery.data.rows.base import IGNORED, RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import Message, Sample
 from finery.data.slots import Slots, SlotTemplate
-from finery.data.template import TemplateOptions, first_difference, load_template
+from finery.data.template import TemplateOptions, load_template
 from named import CONTENT, Plain, Spec, named, text_of
 
 NAMES = ["alpaca", "chatml", "default", "empty", "llama3", "qwen"]

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from finery.checks.base import Check, Checked, Effect, Finding
+from finery.checks.base import (
+    NUM_FIRST,
+    Check,
+    Checked,
+    Finding,
+    Groups,
+    Opened,
+    open_rows,
+    refusals,
+    shown_path,
+    unlearnable,
+)
 from finery.data.content import Rate
-from finery.data.load import DataOptions, stage_faults
-from finery.data.oddities import ANSWERS, Oddities, repeated_key
-from finery.data.registry import FILE, Catalogue, StreamSettings, read_catalogue
+from finery.data.load import DataOptions
+from finery.data.oddities import Oddities, repeated_key
+from finery.data.registry import FILE, Catalogue, read_catalogue
 from finery.data.rows import ROWS
-from finery.data.rows.chat import UNREAD_MEDIA
 from finery.data.sample import BadRecord, Sample
-from finery.data.sources import WORDS, Source, open_source
+from finery.data.sources import WORDS
 from finery.errors import UserError, suggestion
 
 __all__ = ["Data"]
 
-NUM_FIRST = 3
-"""So many rows are named of those with the same finding."""
-MOST_KINDS = 100
-"""From then on findings of a data set are told apart less finely: what is remembered of it stays bounded."""
-NUM_STREAMED = 1000
-"""So many rows are looked at of a data set that is streamed from a hub: nobody knows how many it has."""
 _MOST_COLUMNS = 10_000
-_PATH = re.compile(r"'([^']+)'((?:\[\d+\]|\.\w+)*) (?!and )(.+)", re.DOTALL)
-"""How readers of records begin: 'messages'[3].from should be ..."""
-_PLACE = re.compile(r"(\S+:\d+): (.+)", re.DOTALL)
-"""How readers of files do: x.json:7: this is not JSON."""
 
 
 class Data(Check):
@@ -55,55 +50,26 @@ class Data(Check):
             for name in getattr(options, key):
                 if name in opened:
                     continue
-                opened[name] = one = yield from _open(key, name, options, download, catalogue, method)
+                found = yield from open_rows(key, name, options, download, catalogue, method)
+                opened[name] = one = _Pass(found, method) if found is not None else None
                 if one is not None:
                     began = time.monotonic()
                     try:
                         yield from one.findings(name in catalogue.entries)
                     except UserError as error:  # a stream that breaks off, say
-                        yield from _refusals(key, name, error)
+                        yield from refusals(key, name, error)
                     self.checked.append(Checked(f"data set {name!r}", one.size, one.num_used, time.monotonic() - began, one.note))
         yield from _of_all(options, {name: one for name, one in opened.items() if one is not None})
-
-
-def _open(
-    key: str, name: str, options: DataOptions, download: Mapping[str, Any], catalogue: Catalogue, method: Any
-) -> Generator[Finding, None, _Pass | None]:
-    """A data set to be read, or why it cannot be."""
-    if options.streaming and key == "dataset":
-        catalogue = replace(catalogue, stream=StreamSettings(NUM_STREAMED, options.buffer_size, 0, shuffle=False))
-    try:
-        source = open_source(name, catalogue, download, options.placeholders, {}, options.overwrite_cache, tells=False)
-        if faults := [f"names {name!r}{fault}" for fault in stage_faults(source.entry, method)] if method else ():
-            raise UserError(*faults)
-        first, size = source.part()
-        if not size:
-            raise UserError(f"its split {source.entry.split!r} holds no records")
-    except UserError as error:
-        yield from _refusals(key, name, error)
-        return None
-    most = options.max_samples if source.entry.num_samples is None else None
-    folder = catalogue.folder if name in catalogue.entries and not source.entry.hub else None
-    return _Pass(source, first, min(size, most or size), folder, method)
-
-
-def _refusals(key: str, name: str, error: UserError) -> Iterator[Finding]:
-    """Why training would not begin with a data set."""
-    for complaint in error.complaints:
-        said = complaint.removeprefix(f"data set {name!r}").removeprefix(":").strip()
-        placed = _PLACE.fullmatch(said)
-        place = key if said.startswith("names ") else shown_path(Path(placed[1])) if placed else f"data set {name!r}"
-        yield Finding(place, *_mended(placed[2] if placed else said), "stops the run")
 
 
 class _Pass:
     """One reading of a data set from its first row to its last; of a row, only a hash is kept."""
 
-    def __init__(self, source: Source, first: int, size: int, folder: Path | None, method: Any) -> None:
-        self.source = source
-        self.first = first
-        self.size = size
-        self.folder = folder
+    def __init__(self, opened: Opened, method: Any) -> None:
+        self.source = source = opened.source
+        self.first = opened.first
+        self.size = size = opened.size
+        self.folder = opened.folder
         self.note = " of a stream's" if source.sequential else "" if size == len(source) else f" of {len(source):,}"
         self.hashes: NDArray[np.uint64] = np.zeros(size, np.uint64)  # of the sample in each row, 0 where there is none
         self.num_used = 0
@@ -112,7 +78,7 @@ class _Pass:
         self._media = method.reads if method else None
         self._oddities = Oddities(source.format, [word for word in WORDS if word not in source.placeholders], self._media)
         self._columns: set[str] = set()
-        self._groups = _Groups(source)
+        self._groups = Groups(source)
 
     def findings(self, registered: bool) -> Iterator[Finding]:
         """What the whole reading has found, equal findings as one."""
@@ -134,7 +100,7 @@ class _Pass:
         except BadRecord as error:
             self._groups.add(row, "left out", str(error))
             return
-        if reason := _unlearnable(sample, self.answers, self._media):
+        if reason := unlearnable(sample, self.answers, self._media):
             self._groups.add(row, "left out", reason)
             return
         self.hashes[row - self.first] = fingerprint(sample)
@@ -161,52 +127,6 @@ class _Pass:
         """The file and the row of the n-th row that was read."""
         file, inner = self.source.file_row(self.first + number)
         return f"{shown_path(file)}:{inner}"
-
-
-class _Group:
-    """Findings that are equal but for their rows; the first stands for all."""
-
-    def __init__(self, effect: Effect, path: str, what: str, mend: str) -> None:
-        self.effect: Effect = effect
-        self.path = path
-        self.what = what
-        self.mend = mend
-        self.rows: list[int] = []
-        self.count = 0
-
-
-class _Groups:
-    """The findings about the rows of one data set."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._groups: dict[tuple[Effect, str], _Group] = {}
-
-    def add(self, row: int, effect: Effect, said: str, mend: str = "", kind: str = "") -> None:
-        """What a reader says of a row."""
-        key: tuple[Effect, str] = (effect, re.sub(r"\d+", "#", kind or said))
-        if key not in self._groups and len(self._groups) >= MOST_KINDS:
-            key = (effect, key[1].partition(" found ")[0])
-            if key not in self._groups and len(self._groups) >= 2 * MOST_KINDS:
-                key = (effect, "")
-        group = self._groups.get(key)
-        if group is None:
-            found = _PATH.fullmatch(said)
-            path = found[1] + found[2] if found else ""
-            what, mend = (said, mend) if mend else _mended(said, "correct the row, or take it out")
-            what = what[found.start(3) :] if found else what
-            group = self._groups[key] = _Group(effect, path, what, mend)
-        group.count += 1
-        if len(group.rows) < NUM_FIRST:
-            group.rows.append(row)
-
-    def findings(self) -> Iterator[Finding]:
-        """One for each group, in the order in which they were met."""
-        for group in self._groups.values():
-            rows = [f"{shown_path(file)}:{inner}" for file, inner in map(self.source.file_row, group.rows)]
-            table, inner = self.source.find(group.rows[0])
-            place = f"{rows[0]}:{group.path}" if group.path else rows[0]
-            yield Finding(place, group.what, group.mend, group.effect, tuple(rows), group.count, table.line(inner))
 
 
 def _of_all(options: DataOptions, seen: Mapping[str, _Pass]) -> Iterator[Finding]:
@@ -258,18 +178,6 @@ def _place(sets: Sequence[_Pass], number: int) -> str:
     raise IndexError(number)
 
 
-def _unlearnable(sample: Sample, answers: bool, media: Collection[str] | None) -> str:
-    """Why nothing can be learnt from a sample, whatever the template; empty where something can."""
-    if not answers:
-        return "" if sample.chosen or sample.messages[0].content else "the text is empty"
-    if sample.unanswered:
-        return sample.unanswered
-    if media is not None and sample.has_media:
-        return UNREAD_MEDIA
-    spoken = [message.train for message in sample.messages if message.role in ANSWERS]
-    return "none of its answers is to be learnt" if spoken and all(train is False for train in spoken) else ""
-
-
 def fingerprint(sample: Sample) -> int:
     """A hash of all that is learnt or read of a sample, never 0."""
     import xxhash
@@ -279,25 +187,3 @@ def fingerprint(sample: Sample) -> int:
         parts += (message.role, message.thought, message.before_calls, message.content) if message else ("",)
     parts.append(repr((sample.images, sample.videos, sample.audios, sample.desirable)))
     return xxhash.xxh3_64_intdigest("\0".join(parts).encode(errors="surrogatepass")) or 1
-
-
-def shown_path(path: Path) -> str:
-    """A file as it is told: from the working folder where it lies in it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-@cache
-def _mends() -> Collection[tuple[re.Pattern[str], str]]:
-    table = yaml.safe_load(Path(__file__).with_name("mends.yaml").read_text(encoding="utf-8"))
-    return [(re.compile(line["when"]), line["mend"]) for line in table]
-
-
-def _mended(said: str, otherwise: str = "") -> tuple[str, str]:
-    """What a reader says, and what would mend it."""
-    said = re.sub(r"(?<!\.)\.$", "", said)
-    for pattern, mend in _mends():
-        if pattern.search(said):
-            return said, mend
-    what, _, mend = said.partition("; ")
-    return what, mend or otherwise

@@ -77,7 +77,7 @@ def _checked(checks: Sequence[Check]) -> Iterator:
 
 
 def _summary(found: Sequence[Finding], checks: Sequence[Check], code: int) -> str:
-    checked = list(_checked(checks))
+    checked = [one for one in _checked(checks) if not one.again]
     where = f"{_counted(sum(one.num_rows for one in checked), 'row')} of {_counted(len(checked), 'data set')}"
     if not code:
         return f"clean: nothing to mend in {where}"

@@ -29,6 +29,7 @@ def train(run: Run) -> Path:
     """The whole story; returns the output folder."""
     from transformers import set_seed
 
+    from finery.checks.template import prove
     from finery.data.load import load_rows, load_sets
     from finery.models.load import fit_vocabulary, load_model
     from finery.models.tokenizer import load_tokenizer, own_template
@@ -45,6 +46,7 @@ def train(run: Run) -> Path:
     with load_sets(run.data, run.packing, prepare(run.loop, run.trainer, run.model.download, rows, run.method)) as sets:
         if not session.has_work:
             return session.keep_tokens(sets, run.data)
+        prove(run, template, sets)
         set_seed(run.loop.seed)
         model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code)
         new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)

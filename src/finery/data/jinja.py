@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from finery.compat import compiled_chat_template
-from finery.data.messages import as_dicts, as_schemas
+from finery.data.generation_marks import has_marks, marked, right_ends
+from finery.data.jinja_fixed import settle
+from finery.data.messages import as_dicts, as_schemas, with_call_ids
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template, TemplateOptions, Turn
 from finery.data.tokenise import Asking
@@ -24,17 +26,6 @@ _PLAIN_KEYS = {"role", "content"}
 _QUESTION = {"role": "user", "content": "A question"}
 _CALL = Message("function", '{"name": "look", "arguments": {"at": "it"}}')
 
-
-_DATE = {
-    "%Y-%m-%d": "2024-07-26", "%Y": "2024", "%y": "24", "%m": "07", "%d": "26", "%B": "July", "%b": "Jul", "%A": "Friday", "%a": "Fri",
-    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
-}  # fmt: skip
-"""The day that Llama 3's own template names where it is not told one."""
-_FIXED_DATE = (
-    "{%- macro strftime_now(format) -%}{{- format"
-    + "".join(f".replace('{directive}', '{said}')" for directive, said in _DATE.items())
-    + " -}}{%- endmacro -%}"
-)
 
 log = get_logger(__name__)
 
@@ -62,14 +53,13 @@ class JinjaTemplate(Template):
 
     name = "the model's own"
     _reads_thoughts = False
+    _call_ids = False
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", options: TemplateOptions | None = None) -> None:
         self.options = options or TemplateOptions()
         super().__init__(tokenizer, self.options.split_special_tokens)
-        self._arguments: dict[str, Any] = {"preserve_thinking": True} if self.options.preserve_thinking else {}
-        if not self.options.enable_thinking:
-            self._arguments["enable_thinking"] = False
-        self._fix_date()
+        self.drops_thoughts = self.options.enable_thinking is False
+        settle(tokenizer, self.options)
         self._plain_render = compiled_chat_template(tokenizer)
         self._markers = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
         self._eos = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
@@ -77,6 +67,7 @@ class JinjaTemplate(Template):
             self._ending = self._find_ending()
         except BadRecord as error:
             raise UserError(f"'template' is needed, since even a question and its answer do not fit the model's own: {error}") from None
+        self.marks_are_right = self._follow_marks()
         self._call_ending = self._find_call_ending()
         self._reads_thoughts = self._find_thoughts()
         self.stop_ids = frozenset([*self._ending.marks[-1:], *self._call_ending.marks[-1:], *self._eos])
@@ -90,16 +81,14 @@ class JinjaTemplate(Template):
         self._plain_render = compiled_chat_template(self.tokenizer)
 
     @property
-    def shape(self) -> str:
-        """What is handed to the template, and the system text of conversations that have none."""
-        return repr((self.options.default_system, self.options.enable_thinking, self._arguments, self.split))
+    def told(self) -> str:
+        """As for Template."""
+        return "the model's own template"
 
-    def _fix_date(self) -> None:
-        """A template that writes today's date would train another text today than it serves tomorrow."""
-        source = self.tokenizer.chat_template
-        if isinstance(source, str) and "strftime_now" in source and not source.startswith(_FIXED_DATE):
-            log.info("the chat template writes the date of the day: here, and in what is saved, it is always %s", _DATE["%Y-%m-%d"])
-            self.tokenizer.chat_template = _FIXED_DATE + source
+    @property
+    def shape(self) -> str:
+        """What becomes of thoughts and of special tokens in texts; all else stands in the template."""
+        return repr((self.options.enable_thinking, self.split))
 
     @property
     def jinja(self) -> str | None:
@@ -129,7 +118,9 @@ class JinjaTemplate(Template):
         prompts, finished = ids[: len(answers)], ids[len(answers) :]
         turns = self._whole(messages, answers, prompts, finished)
         if turns is None:
-            rows = [[self._alone(messages, place, prompt, sample.tools, thinks)] for place, prompt in zip(answers, prompts, strict=True)]
+            sides = list(zip(texts, ids, strict=True))
+            each = zip(answers, sides[: len(answers)], sides[len(answers) :], strict=True)
+            rows = [[self._alone(messages[: place + 1], before, after, sample.tools, thinks)] for place, before, after in each]
         else:
             rows = [turns]
         for place, turn in zip(answers, (turn for row in rows for turn in row), strict=True):
@@ -151,6 +142,8 @@ class JinjaTemplate(Template):
         thought = self.spelled.unmark(message.get("reasoning_content", "").strip())
         if thought and thought not in self._text(turn.source[-1:] + turn.target):
             raise BadRecord("the model's chat template does not write the thought of this answer")
+        if "tool_calls" in message and self.stop_ids.intersection(turn.target[:-1]):
+            raise BadRecord("the model's chat template ends this turn before its call: no server would go on to the call")
         for call in message.get("tool_calls", ()):
             if self.spelled.unmark(call["function"]["name"]) not in self._text(turn.target):
                 raise BadRecord("the model's chat template does not write tool calls")
@@ -175,19 +168,20 @@ class JinjaTemplate(Template):
             begin = end
         return None
 
-    def _alone(self, messages: list[dict[str, Any]], place: int, prompt: list[int], tools: str, thinks: bool | None) -> Turn:
-        """One answer after exactly the prompt that serving feeds."""
-        before = self._render(messages[:place], tools, True, thinks)
-        after = self._render(messages[: place + 1], tools, thinks=thinks)
-        finished = self._ids(after)
+    def _alone(
+        self, messages: list[dict[str, Any]], before: tuple[str, list[int]], after: tuple[str, list[int]], tools: str, thinks: bool | None
+    ) -> Turn:
+        """The last of `messages` after exactly the prompt that serving feeds; `before` and `after` it, text and tokens."""
+        (opening, prompt), (closed, finished) = before, after
         if finished[: len(prompt)] == prompt:
             rest = finished[len(prompt) :]
-        elif after.startswith(before):
-            rest = self._ids(after[len(before) :])
+        elif closed.startswith(opening):
+            rest = self._ids(closed[len(opening) :])
         else:
-            header = self._render(messages[:place], tools, thinks=thinks)
-            rest = self._continued(messages[place], prompt, finished if after.startswith(header) else [])
-        return Turn(prompt, *self._closed(rest, messages[place]))
+            header = self._render(messages[:-1], tools, thinks=thinks)
+            rest = self._continued(messages[-1], prompt, finished if closed.startswith(header) else [])
+        target, tail = self._closed(rest, messages[-1])
+        return Turn(prompt, target, tail, alone=True)
 
     def _continued(self, message: dict[str, Any], prompt: list[int], finished: list[int]) -> list[int]:
         """The answer where the prompt is not the beginning of the finished turn, such as one that opens a thought.
@@ -237,14 +231,37 @@ class JinjaTemplate(Template):
         following = self._ids(later.removeprefix(after))[:1]
         return _Ending(following if self._markers.intersection(following) else self._eos, tuple(ids))
 
+    def _follow_marks(self) -> bool:
+        """Whether the template's own marks of what the model writes are right; their end of an answer counts, then."""
+        if not has_marks(self.tokenizer):
+            return False
+        messages = [_QUESTION, {"role": "assistant", "content": _PROBE_ANSWER}] * 2
+        ids, mask = marked(self.tokenizer, {"conversation": messages})
+        prompts = [self._ids(self._render(messages[:size], prompt=True)) for size in (1, 3)]
+        ends = right_ends(ids, mask, prompts, self._markers)
+        if ends is None:
+            log.info("the {% generation %} marks of the chat template are not where its prompts end: they are not followed")
+            return False
+        if ids[ends[0] - 1] != self._ending.marks[-1]:
+            self._ending = _Ending(ids[ends[0] - 1 : ends[0]], num_after=len(ids) - ends[1])
+        return True
+
+    def answers_of(self, sample: Sample) -> list[bool] | None:
+        """For each token of the whole conversation, whether the template's marks call it an answer's; nothing without right marks."""
+        return marked(self.tokenizer, self.as_called(sample))[1] if self.marks_are_right else None
+
     def _find_call_ending(self) -> _Ending:
         """As an answer's, unless the template closes a call in another way."""
-        question, call, result = as_dicts([Message("user", "A question"), _CALL, Message("observation", "found")])
+        messages = as_dicts([Message("user", "A question"), _CALL, Message("observation", "found")])
         try:
-            prompt = self._ids(self._render([question], prompt=True))
-            finished = self._ids(self._render([question, call]))
-            longer = self._ids(self._render([question, call, result]))
+            self._render(messages)
         except BadRecord:
+            messages = with_call_ids(messages)
+            self._call_ids = True
+        try:
+            prompt, finished, longer = (self._ids(self._render(messages[:size], prompt=size == 1)) for size in (1, 2, 3))
+        except BadRecord:
+            self._call_ids = False
             return self._ending
         for stop in (self._ending.marks[-1:], self._eos):
             end = _last(finished, stop, len(finished) - 3, len(finished))
@@ -264,12 +281,17 @@ class JinjaTemplate(Template):
 
     def dicts(self, sample: Sample) -> list[dict[str, Any]]:
         """A sample's messages as the template gets them."""
-        system = sample.system or self.options.default_system or ""
-        return as_dicts(sample.messages, system, self._reads_thoughts, drop_thoughts=self.options.enable_thinking is False)
+        found = as_dicts(sample.messages, sample.system, self._reads_thoughts, drop_thoughts=self.drops_thoughts)
+        return with_call_ids(found) if self._call_ids else found
 
-    def arguments(self, thinks: bool | None = None) -> dict[str, Any]:
-        """What else the template gets; `thinks` is whether the model is told to think, where each sample says so."""
-        return self._arguments if thinks is None else {**self._arguments, "enable_thinking": thinks}
+    def asks_thought(self, sample: Sample, place: int) -> bool:
+        """Whether its last answer has a thought, where each sample says so by itself."""
+        return bool(self._thinks(self.dicts(sample)))
+
+    def as_called(self, sample: Sample, thinks: bool = False) -> dict[str, Any]:
+        """As for Template."""
+        asked = thinks if self.options.enable_thinking is None else None
+        return {"conversation": self.dicts(sample), "tools": as_schemas(sample.tools), **_arguments(asked)}
 
     def _find_thoughts(self) -> bool:
         """Whether the template writes a thought that stands apart; else it goes before the answer, in the words that most models use."""
@@ -280,7 +302,7 @@ class JinjaTemplate(Template):
             return False
 
     def _render(self, messages: list[dict[str, Any]], tools: str = "", prompt: bool = False, thinks: bool | None = None) -> str:
-        arguments = self.arguments(thinks)
+        arguments = _arguments(thinks)
         try:
             if self._plain_render is not None and not tools and all(message.keys() <= _PLAIN_KEYS for message in messages):
                 return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **arguments)
@@ -294,6 +316,11 @@ class JinjaTemplate(Template):
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
+
+
+def _arguments(thinks: bool | None) -> dict[str, Any]:
+    """What else a template gets; `thinks` is whether the model is told to think, where each sample says so."""
+    return {} if thinks is None else {"enable_thinking": thinks}
 
 
 def _shared(one: list[int], other: list[int]) -> int:

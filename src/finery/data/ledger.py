@@ -43,6 +43,7 @@ class _Count:
     lost_ends: int = 0
     lost_headers: int = 0
     trailing: int = 0
+    per_turn: int = 0
     first_cut: list[str] = field(default_factory=list)
     left_out: dict[str, list[Any]] = field(default_factory=dict)  # by kind: the first reason, count, first places
     lengths: list[NDArray[np.int32]] = field(default_factory=list)
@@ -68,6 +69,7 @@ class _Count:
             "lost_ends_of_turn": self.lost_ends,
             "lost_headers": self.lost_headers,
             "without_trailing_messages": self.trailing,
+            "samples_of_one_row_per_turn": self.per_turn,
             "tokens_of_a_sample": quantiles,
         }
 
@@ -126,7 +128,8 @@ def _add(total: _Count, samples: SampleSet, number: int, records: NDArray[np.int
         setattr(total, name, getattr(total, name) + int(entries[column].sum(dtype=np.int64)))
     cut = entries["num_cut"] > 0
     total.samples_cut += int(cut.sum())
-    for name, flag in (("lost_ends", Cut.END_LOST), ("lost_headers", Cut.HEADER_LOST), ("trailing", Cut.TRAILING)):
+    flags = {"lost_ends": Cut.END_LOST, "lost_headers": Cut.HEADER_LOST, "trailing": Cut.TRAILING, "per_turn": Cut.PER_TURN}
+    for name, flag in flags.items():
         setattr(total, name, getattr(total, name) + int((entries["cut"] & flag > 0).sum()))
     for record in records[cut][: _NUM_FIRST - len(total.first_cut)]:
         total.first_cut.append(source.place(int(record)))
@@ -210,6 +213,9 @@ def _notes(name: str, line: Mapping[str, Any]) -> list[str]:
         more = ", …" if line["cut_samples"] > len(line["first_cut"]) else ""
         told = f"; {', '.join(lost)}" if lost else ""
         notes.append(f"{name}: {plural(line['cut_samples'], 'sample')} cut{told} ({', '.join(line['first_cut'])}{more})")
+    if line["samples_of_one_row_per_turn"]:
+        told = f"{line['samples_of_one_row_per_turn']:,} of {line['used']:,} as one row per answer, since the template rewrites history"
+        notes.append(f"{name}: samples trained {told}")
     if line["without_trailing_messages"]:
         notes.append(f"{name}: samples whose last messages no answer follows, which are not read: {line['without_trailing_messages']:,}")
     return notes

@@ -29,6 +29,20 @@ def as_dicts(
     return found
 
 
+def with_call_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls and results have ids, for templates that refuse them without: nine digits, which all take."""
+    found, number, open_ids = [], 0, []
+    for message in messages:
+        if "tool_calls" in message:
+            ids = [f"{number + place:09}" for place in range(1, len(message["tool_calls"]) + 1)]
+            number, open_ids = number + len(ids), list(ids)
+            message = {**message, "tool_calls": [{"id": id, **call} for id, call in zip(ids, message["tool_calls"], strict=True)]}
+        elif message["role"] == "tool":
+            message = {**message, "tool_call_id": open_ids.pop(0) if open_ids else f"{number:09}"}
+        found.append(message)
+    return found
+
+
 def as_schemas(tools: str) -> list[Any] | None:
     """Function schemas from their JSON text, each wrapped as OpenAI does; raises `BadRecord`."""
     return [wrapped(tool) for tool in read_tools(tools)] or None

@@ -124,7 +124,9 @@ class SlotTemplate(Template):
         super().__init__(tokenizer, split)
         self.name = slots.name
         self.slots = slots
+        self.writes_tools_as_given = slots.tools is not None
         self.thinking = thinking if slots.reasoning else None
+        self.drops_thoughts = self.thinking is not None and self.thinking.enabled is False
         if slots.efficient_eos and isinstance(tokenizer.eos_token_id, int):
             self.late_end = tokenizer.eos_token_id
         words = [*slots.stop_words, tokenizer.eos_token]
@@ -175,10 +177,19 @@ class SlotTemplate(Template):
             pieces += self.thinking.before_answer(thinks)
         return pieces
 
-    def prompt_texts(self, sample: Sample, thinks: bool = False) -> list[str]:
-        """The text of each piece of a prompt: what the saved Jinja template writes as one text."""
-        tokenizer = self.tokenizer
-        return [piece if isinstance(piece, str) else str(tokenizer.convert_ids_to_tokens(piece)) for piece in self._prompt(sample, thinks)]
+    def texts(self, sample: Sample, prompt: bool, thinks: bool = False) -> list[str]:
+        """The text of each piece: what the saved Jinja template writes as one text."""
+        pieces = self._prompt(sample, thinks) if prompt else self._laid_out(sample)[0]
+        return [piece if isinstance(piece, str) else str(self.tokenizer.convert_ids_to_tokens(piece)) for piece in pieces]
+
+    def asks_thought(self, sample: Sample, place: int) -> bool:
+        """Whether the answer has a thought."""
+        return self.thinking is not None and not self.thinking.of_answer(self._answer(sample.messages[place]), last=True)[1]
+
+    def as_called(self, sample: Sample, thinks: bool = False) -> dict[str, Any]:
+        """As for Template."""
+        asked = {"enable_thinking": thinks} if self.thinking is not None and self.thinking.enabled is None else {}
+        return {**super().as_called(sample), **asked}
 
     def _laid_out(self, sample: Sample) -> tuple[list[str | int], list[tuple[int, int, int, bool]]]:
         """All pieces, and for each answer where its source and its target begin and end in them, and whether it is learnt."""

@@ -3,11 +3,13 @@
 It writes what `SlotTemplate` lays out: the same pieces in the same order, as one text.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finery.data.dialects.base import jinja_string
 from finery.data.slots import CONTENT, special_of, token_text
+from finery.data.template import FOLDER
 
 if TYPE_CHECKING:
     from finery.data.slots import SlotTemplate
@@ -16,7 +18,14 @@ if TYPE_CHECKING:
 def written(template: "SlotTemplate") -> str:
     """The whole template, a statement a line."""
     slots = template.slots
-    lines = [_TEXT_OF, *_thinking(template), template.dialect.macros, *_opening(template), "{%- for message in messages -%}"]
+    lines = [
+        _said_of(slots.name),
+        _TEXT_OF,
+        *_thinking(template),
+        template.dialect.macros,
+        *_opening(template),
+        "{%- for message in messages -%}",
+    ]
     user, tool = (_slot(template, slots.of_role(role)) for role in ("user", "observation"))
     lines += [
         "{%- if message['role'] == 'user' -%}",
@@ -37,6 +46,17 @@ def written(template: "SlotTemplate") -> str:
             f"{{%- if add_generation_prompt and not thinks and messages[-1]['role'] != 'assistant' -%}}{{{{- {empty} -}}}}{{%- endif -%}}"
         )
     return "\n".join(line for line in lines if line)
+
+
+def _said_of(name: str) -> str:
+    """A comment that says what the template is, see `named_in`; a user's own file cannot be found by its name."""
+    return f"{{#- Finery: template {name} -#}}" if (FOLDER / f"{name}.yaml").is_file() else ""
+
+
+def named_in(jinja: object) -> str | None:
+    """The name of the template that a saved Jinja template says it was made of."""
+    found = re.match(r"\{#- Finery: template ([\w.-]+) -#\}", jinja) if isinstance(jinja, str) else None
+    return found[1] if found and (FOLDER / f"{found[1]}.yaml").is_file() else None
 
 
 _TEXT_OF = """\

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from finery.data.messages import as_dicts, as_schemas
 from finery.data.sample import Message, Sample
 from finery.data.spelled import Spelled, special_words
 from finery.data.tokenise import Asking, Tokeniser, together
@@ -89,6 +90,7 @@ class Turn:
     target: list[int]
     tail: tuple[int, ...] = ()
     learn: bool = True  # unless the data say that this answer is only read
+    alone: bool = False  # a row of its own, since the template rewrites history
 
     @property
     def size(self) -> int:
@@ -101,6 +103,8 @@ class Template(ABC):
 
     name: str
     stop_ids: frozenset[int]  # generation ends at any of these
+    drops_thoughts = False  # thoughts in the data are not to be learnt, as a key asks
+    writes_tools_as_given = False  # as the text that the data have, not anew from what it says
     late_end: int | None = None  # the end token, where answers are written without it and one closes the whole (`efficient_eos`)
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", split: bool | None = None) -> None:
@@ -111,8 +115,12 @@ class Template(ABC):
         self.spelled = Spelled(special_words(tokenizer), ())
 
     def _keep_apart(self, header: str) -> None:
-        """Words that answers may not spell as tokens: the ends of turns, and what `header`, the text before a question, has."""
-        names = {token.content: id for id, token in self.tokenizer.added_tokens_decoder.items()}
+        """Words that answers may not spell as tokens: the ends of turns, and what `header`, the text before a question, has.
+
+        The marks of thoughts are an answer's own, wherever else a template writes them.
+        """
+        added = self.tokenizer.added_tokens_decoder.items()
+        names = {token.content: id for id, token in added if "think" not in token.content.lower()}
         structure = [name for name, id in names.items() if self.tokenizer.is_fast and (id in self.stop_ids or name in header)]
         self.spelled = Spelled(special_words(self.tokenizer), structure)
         self.tokenise.words = self.spelled.every
@@ -152,6 +160,27 @@ class Template(ABC):
         With `thinks`, the answer is asked to be thought out first where `enable_thinking: null` leaves that open.
         """
 
+    def asks_thought(self, sample: Sample, place: int) -> bool:
+        """Whether the answer at `place` is trained as one that was asked for with `thinks`."""
+        return False
+
+    def as_called(self, sample: Sample, thinks: bool = False) -> dict[str, Any]:
+        """The arguments with which other programs render a conversation: `conversation`, `tools`, and what is asked of thoughts."""
+        return {"conversation": as_dicts(sample.messages, sample.system), "tools": as_schemas(sample.tools)}
+
+    def texts(self, sample: Sample, prompt: bool, thinks: bool = False) -> list[str] | None:
+        """The text of each piece of a conversation, or of a prompt, where pieces are tokenised apart; nothing where they are not."""
+        return None
+
+    def answers_of(self, sample: Sample) -> list[bool] | None:
+        """For each token of the whole conversation, whether marks of the template call it an answer's; nothing without such marks."""
+        return None
+
+    @property
+    def told(self) -> str:
+        """How it is called in messages."""
+        return f"template {self.name!r}"
+
     @property
     def shape(self) -> str:
         """All that shapes tokens beside the tokenizer, the name and the Jinja template."""
@@ -176,35 +205,17 @@ def load_template(
 ) -> Template:
     """The template of a run. A named one may give the tokenizer stop words, an end and a pad token.
 
-    A tokenizer that has no template of its own gets the one that is `listed` for its model, else `default`. With
-    `mask_history`, whose answers before the last are not learnt, the thoughts of those are taken out.
+    A tokenizer that has no template of its own gets the one that is `listed` for its model, else `default`. One that was
+    saved with a named template is served with that, piece by piece as it was trained. With `mask_history`, whose answers
+    before the last are not learnt, the thoughts of those are taken out.
     """
-    if options.name is None and tokenizer.chat_template:
+    slots = import_module("finery.data.slots").SlotTemplate
+    if options.name is None and (saved := tokenizer.chat_template):
+        named = import_module("finery.data.slots_jinja").named_in(saved)
+        if named is not None:
+            template = slots.load(options, named, tokenizer, mask_history)
+            if template.jinja == saved:
+                return template
+            tokenizer.chat_template = saved  # a key or a hand has changed it since
         return import_module("finery.data.jinja").JinjaTemplate(tokenizer, options)
-    name = options.name or listed() or "default"
-    return import_module("finery.data.slots").SlotTemplate.load(options, name, tokenizer, mask_history)
-
-
-PROBE = (Message("user", "What is one and one?"), Message("assistant", "Two."), Message("user", "And two and two?"))
-
-
-def first_difference(template: Template, tokenizer: "PreTrainedTokenizerBase", jinja: str) -> str:
-    """How a template's prompt differs from what `jinja` writes, tokenised whole; empty where it does not."""
-    from jinja2 import TemplateError
-
-    messages = [{"role": message.role, "content": message.content} for message in PROBE]
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        return f"it cannot write a plain conversation ({error})"
-    theirs = tokenizer(str(text), add_special_tokens=False)["input_ids"]
-    ours = template.prompt_ids(list(PROBE))
-    if ours == theirs:
-        return ""
-    place = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-
-    def around(ids: list[int]) -> str:
-        token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"
-        return f"{token!r} (in {tokenizer.decode(ids[max(place - 3, 0) : place + 4])!r})"
-
-    return f"here token {place} is {around(ours)}, there {around(theirs)}"
+    return slots.load(options, options.name or listed() or "default", tokenizer, mask_history)

@@ -11,8 +11,9 @@ import torch
 from finery.compat import is_first
 from finery.data import ledger
 from finery.data.load import DataOptions, Sets
+from finery.data.proof import first_difference
 from finery.data.rows.base import Rows
-from finery.data.template import Template, first_difference
+from finery.data.template import Template
 from finery.errors import UserError
 from finery.files import usual_modes
 from finery.log import get_logger
@@ -81,9 +82,6 @@ class Session:
             self.decided["template"] = (None, f"{template.name} template") if own else (template.name, "the model has none of its own")
         elif own and (difference := first_difference(template, tokenizer, own)):
             log.warning("template %r is not the one that this model was made with: %s. It is trained as asked", asked, difference)
-        if asked is not None and (seam := first_difference(template, tokenizer, template.jinja or "")):
-            told = "template %r is tokenised piece by piece; programs that read the saved chat template whole see other tokens: %s"
-            log.warning(told, asked, seam)
 
     def set_formats(self, model: Any) -> Any:
         """Trained weights in their format, norms in fp32 where asked; says how much is trained."""

@@ -50,6 +50,7 @@ class Cut:
     END_LOST = 1  # an answer without its end: the model does not see where to stop
     HEADER_LOST = 2  # a question without its end, where the header of the answer's role stands, or a row that begins within a turn
     TRAILING = 4  # messages after the last answer, which nothing follows
+    PER_TURN = 8  # nothing is cut: each answer is a row of its own, since the template rewrites history
 
 
 @dataclass(frozen=True)

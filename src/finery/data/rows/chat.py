@@ -42,7 +42,8 @@ class Chat(Rows):
             conversations = conversations[-1:]  # where each answer is a row of its own, the last one
         longest = max(sum(turn.size for turn in turns) for turns in conversations)
         pieces = [piece for turns in conversations for piece in self._pieces(turns)]
-        return _Draft(pieces, "", longest, Cut.TRAILING if sample.trailing else Cut.NOTHING)
+        noted = (Cut.TRAILING if sample.trailing else Cut.NOTHING) | (Cut.PER_TURN if conversations[0][0].alone else Cut.NOTHING)
+        return _Draft(pieces, "", longest, noted)
 
     def finish(self, drafts: Sequence[_Draft]) -> list[Encoded]:
         """Arrays for all pieces together, of which each row has its part."""
