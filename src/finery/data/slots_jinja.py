@@ -90,7 +90,7 @@ def _opening(template: "SlotTemplate") -> list[str]:
     slots = template.slots
     described = "tools_of(tools)"
     if slots.tools is not None:
-        described = f"{jinja_string(slots.tools)}.replace({jinja_string(CONTENT)}, tools | tojson)"
+        described = f"{jinja_string(slots.tools)}.replace({jinja_string(CONTENT)}, bare_tools(tools))"
     if slots.strip_tools:
         described = f"({described} if system else ({described}).lstrip('\\n'))"
     system = "{%- set system = text_of(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}"
@@ -126,9 +126,10 @@ def _answer(template: "SlotTemplate") -> list[str]:
     thinking = template.thinking
     if thinking is not None:
         past = "not loop.last" if thinking.strip_history else "false"
+        stripped = "past" if thinking.enabled is None else "thinks == false or past"  # else the data decide
         lines += [
             f"{{%- set past = {past} -%}}",
-            "{%- if thinks == false or past -%}{%- set content = without_thoughts(content).lstrip('\\n') -%}{%- endif -%}",
+            f"{{%- if {stripped} -%}}{{%- set content = without_thoughts(content).lstrip('\\n') -%}}{{%- endif -%}}",
             f"{{%- if not past and {bare_opening} not in content and {bare_closing} not in content -%}}"
             f"{{{{- {jinja_string(thinking.empty)} -}}}}{{%- endif -%}}",
         ]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MARK = "\ufdd0"
 """Stands within a word that spells a special token and is not one; a code point that no text means."""
+TEXTS = ("content", "thought", "before_calls")
+"""The texts of a message."""
 _ANSWERS = ("assistant", "function")
 
 
@@ -44,6 +46,10 @@ class Words:
             return text
         return self.pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
 
+    def marked_in(self, text: str) -> list[str]:
+        """The words that are marked in a text."""
+        return [found.replace(MARK, "", 1) for found in self._marked.findall(text)] if MARK in text else []
+
     def unmark(self, text: str) -> str:
         """The text as it was."""
         return self._marked.sub(lambda found: found[0][0] + found[0][2:], text) if MARK in text else text
@@ -69,16 +75,13 @@ class Spelled:
 
     def _message(self, message: Message) -> Message:
         words = self.structure if message.role in _ANSWERS else self.every
-        texts = {name: words.mark(text) for name in _TEXTS if (text := getattr(message, name))}
+        texts = {name: words.mark(text) for name in TEXTS if (text := getattr(message, name))}
         changed = {name: text for name, text in texts.items() if MARK in text and text != getattr(message, name)}
         return replace(message, **changed) if changed else message
 
     def unmark(self, text: str) -> str:
         """The text as the data have it."""
         return self.every.unmark(text)
-
-
-_TEXTS = ("content", "thought", "before_calls")
 
 
 def _is(one: object, other: object) -> bool:

@@ -18,6 +18,8 @@ from finery.options import Finding, Keys, OptionGroup, one_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from finery.data.dialects.base import Dialect
+
 FOLDER = Path(__file__).parent / "templates"
 
 
@@ -103,8 +105,8 @@ class Template(ABC):
 
     name: str
     stop_ids: frozenset[int]  # generation ends at any of these
+    thought_words = ("<think>\n", "\n</think>\n\n")  # around a thought in an answer
     drops_thoughts = False  # thoughts in the data are not to be learnt, as a key asks
-    writes_tools_as_given = False  # as the text that the data have, not anew from what it says
     late_end: int | None = None  # the end token, where answers are written without it and one closes the whole (`efficient_eos`)
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", split: bool | None = None) -> None:
@@ -174,6 +176,11 @@ class Template(ABC):
 
     def answers_of(self, sample: Sample) -> list[bool] | None:
         """For each token of the whole conversation, whether marks of the template call it an answer's; nothing without such marks."""
+        return None
+
+    @property
+    def chosen_dialect(self) -> "Dialect | None":
+        """In which tools are described and called, where one was chosen."""
         return None
 
     @property

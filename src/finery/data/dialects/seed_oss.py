@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finery.data.dialects.base import NAME, Call, dump
+from finery.data.dialects.base import NAME, Call, bare, dump
 from finery.data.dialects.shapes.parameters import Parameters
 
 __all__ = ["SeedOSS"]
@@ -22,8 +22,8 @@ class SeedOSS(Parameters):
     argument = "<parameter={key}>{value}</parameter>\n"
 
     def listed(self, tools: Sequence[Mapping[str, Any]]) -> str:
-        """One JSON list of the schemas as they are given."""
-        return dump(list(tools))
+        """One JSON list of the schemas."""
+        return dump([bare(tool) for tool in tools])
 
     def write(self, calls: Sequence[Call]) -> str:
         """A block for each call."""
