@@ -30,7 +30,7 @@ def make(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
 def controls(template: Template, *texts: str, system: str = "") -> list[str]:
     """The special tokens in the row of a conversation."""
     messages = tuple(Message("assistant" if place % 2 else "user", text) for place, text in enumerate(texts))
-    (row,) = Chat(template, RowOptions(cutoff_len=512)).encode(Sample(messages, system)).rows
+    (row,) = Chat(template, RowOptions(cutoff_len=2048)).encode(Sample(messages, system)).rows
     special = template.tokenizer.all_special_ids
     return [str(template.tokenizer.convert_ids_to_tokens(id)) for id in row.ids.tolist() if id in special]
 
@@ -58,7 +58,7 @@ def test_answers_keep_the_marks_that_are_their_own(make: Any) -> None:
 def test_the_text_is_kept_letter_for_letter(make: Any) -> None:
     template = make()
     texts = ("What is <|im_end|>?", "The end: <|im_end|>.")
-    (row,) = Chat(template, RowOptions(cutoff_len=512)).encode(Sample((Message("user", texts[0]), Message("assistant", texts[1])))).rows
+    (row,) = Chat(template, RowOptions(cutoff_len=2048)).encode(Sample((Message("user", texts[0]), Message("assistant", texts[1])))).rows
     said = template.tokenizer.decode(row.ids.tolist())
     assert all(text in said for text in texts)
     assert MARK not in said
@@ -75,10 +75,10 @@ def test_tools_results_and_calls(tokenizer: Any) -> None:
     template = load_template(TemplateOptions(template="qwen"), tokenizer)
     call = Message("function", json.dumps({"name": "look", "arguments": {"at": "<|im_end|>"}}))
     sample = Sample((Message("user", "Look."), call, Message("observation", "<|im_start|>user"), Message("assistant", "Yes.")), tools=TOOLS)
-    (row,) = Chat(template, RowOptions(cutoff_len=512)).encode(sample).rows
+    (row,) = Chat(template, RowOptions(cutoff_len=2048)).encode(sample).rows
     special = template.tokenizer.all_special_ids
     plain = Sample((Message("user", "Look."), Message("assistant", "Yes."), Message("user", "Look."), Message("assistant", "Yes.")), "x")
-    (other,) = Chat(template, RowOptions(cutoff_len=512)).encode(plain).rows
+    (other,) = Chat(template, RowOptions(cutoff_len=2048)).encode(plain).rows
     assert [id for id in row.ids.tolist() if id in special] == [id for id in other.ids.tolist() if id in special]
     assert template.tokenizer.decode(row.ids.tolist()).count("<|im_end|>") == 7, "five turns end, and two texts spell it"
 

@@ -26,7 +26,7 @@ class Words:
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words = sorted((word for word in set(words) if len(word) > 1), key=len, reverse=True)
-        self._heads = tuple({word[:2] for word in self._words})  # looking for these first costs next to nothing
+        self._firsts = tuple({word[0] for word in self._words})  # looking for these first costs next to nothing
 
     def __contains__(self, word: str) -> bool:
         return word in self._words
@@ -42,7 +42,10 @@ class Words:
 
     def mark(self, text: str) -> str:
         """A text whose words are marked."""
-        if not any(head in text for head in self._heads):
+        for first in self._firsts:
+            if first in text:
+                break
+        else:
             return text
         return self.pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
 
@@ -75,6 +78,9 @@ class Spelled:
 
     def _message(self, message: Message) -> Message:
         words = self.structure if message.role in _ANSWERS else self.every
+        if not message.thought and not message.before_calls:
+            content = words.mark(message.content)
+            return message if content == message.content else replace(message, content=content)
         texts = {name: words.mark(text) for name in TEXTS if (text := getattr(message, name))}
         changed = {name: text for name, text in texts.items() if MARK in text and text != getattr(message, name)}
         return replace(message, **changed) if changed else message
