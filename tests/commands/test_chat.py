@@ -179,7 +179,9 @@ def test_calls_are_shown_and_their_results_asked_for(tiny_model: Path, tmp_path:
     talk.say("3")
     assert len(engine.prompts) == 1, "another result is owed"
     talk.say("-8")
-    assert '[calls weather with {"city": "Rome"}]\n[calls weather with {"city": "Oslo"}]\n' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '[calls weather with {"city": "Rome"}]\n[calls weather with {"city": "Oslo"}]\n' in said
+    assert said.endswith("\nOslo.\n"), "the token that ends an answer is not shown"
     assert [message.role for message in talk.history] == ["user", "function", "observation", "observation", "assistant"]
     assert talk.history[1].before_calls == "Hm."
     assert talk.history[-1] == Message("assistant", "Oslo.")

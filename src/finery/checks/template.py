@@ -123,28 +123,24 @@ def prove(run: Any, template: Template, sets: Sets) -> None:
         return
     proof, faults = prepared(run, template)
     fatal = [_line("", fault) for fault in faults if fault.fatal]
-    seams: dict[str, Fault] = {}
+    known: set[str] = set()
     refused: list[str] = []
     ways: Counter[str] = Counter()
     for title, sample in nasty_set(template):
         proved = proof.of(sample)
         refused += [title] if proved.way == "refused" else []
         fatal += [_line(f"on {title}, ", fault) for fault in proved.faults if fault.fatal]
-        seams |= {fault.kind: fault for fault in proved.faults if fault.kind.startswith("seam")}
     for place, sample in _drawn(sets, run.loop.seed, run.method.reads):
         proved = proof.of(sample)
         ways[proved.way] += 1
         fatal += [_line(f"{place}: ", fault) for fault in proved.faults if fault.fatal]
-        kept = {fault.kind: fault for fault in proved.faults if not fault.fatal and fault.kind not in seams}
-        for fault in kept.values():
-            log.warning("%s: %s", place, _line("", fault))
-        seams |= kept
+        for fault in proved.faults:
+            if not fault.fatal and fault.kind not in known:
+                log.warning("%s: %s", place, _line("", fault))
+                known.add(fault.kind)
     if fatal:
         more = [f"and {plural(len(fatal) - _MOST_TOLD, 'further fault')}, which 'finery check' tells"] if len(fatal) > _MOST_TOLD else []
         raise UserError(*(f"'template': {line}" for line in fatal[:_MOST_TOLD]), *more)
-    for fault in seams.values():
-        if fault.kind.startswith("seam"):
-            log.warning("%s: %s; %s", template.told, fault.what, fault.mend)
     told = f"; it refuses {', '.join(refused)}" if refused else ""
     log.info("%s: proved that %s and the hard ones are trained as they are served%s", template.told, plural(ways.total(), "row"), told)
 

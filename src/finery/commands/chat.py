@@ -101,6 +101,7 @@ class Conversation:
         self.dialect = dialect_of(template) if tools else None  # its marks may be special tokens
         if tools and self.dialect is None:
             log.warning("%s calls tools in no way that Finery reads: answers are shown as they are written", template.told)
+        self.ends = [str(word) for word in template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))] if tools else []
         self.history: list[Message] = []
         self.owed: list[str] = []  # the calls whose results are to come
 
@@ -129,7 +130,7 @@ class Conversation:
         try:
             for piece in stream:
                 pieces.append(piece)
-                print(piece, end="", flush=True)
+                print(_without(piece, self.ends), end="", flush=True)
         except KeyboardInterrupt:
             print(" [stopped]", end="")
         finally:
@@ -141,6 +142,13 @@ class Conversation:
             for call in read_calls(self.history[-1].content):
                 print(f"[calls {call.name} with {json.dumps(call.arguments, ensure_ascii=False)}]")
                 self.owed.append(call.name)
+
+
+def _without(text: str, words: Iterable[str]) -> str:
+    """A text without the words of tokens at which answers end."""
+    for word in words:
+        text = text.replace(word, "")
+    return text
 
 
 def _terminal(talk: Conversation) -> None:
