@@ -61,3 +61,10 @@ def test_a_template_that_calls_nothing(tokenizer: Any) -> None:
     template = load_template(TemplateOptions(), tokenizer)
     assert dialect_of(template) is None
     assert read_answer(template, None, "Yes.<|im_end|>", TOOLS) == Message("assistant", "Yes.")
+
+
+def test_a_word_of_thoughts_within_a_call(tokenizer: Any) -> None:
+    template = load_template(TemplateOptions(template="qwen"), tokenizer)
+    call = {"name": "weather", "arguments": {"city": "a</think>b"}}
+    read = read_answer(template, dialect_of(template), written(template, Message("function", json.dumps(call))), TOOLS)
+    assert (read.role, json.loads(read.content), read.thought) == ("function", [call], "")

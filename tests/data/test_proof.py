@@ -13,9 +13,10 @@ import yaml
 from tokenizers import AddedToken
 
 from finery.checks.template import nasty_set, prepared
+from finery.data.differences import difference
 from finery.data.jinja import JinjaTemplate
-from finery.data.proof import Proof, difference
-from finery.data.rows.base import IGNORED, Encoded, Row
+from finery.data.proof import Proof
+from finery.data.rows.base import IGNORED, Encoded, Row, RowOptions
 from finery.data.sample import Message, Sample
 from finery.data.slots import Slots
 from finery.data.template import Template, TemplateOptions, Turn, load_template, template_names
@@ -34,15 +35,15 @@ CALLS = Sample(
 THOUGHT = Sample((Message("user", "One?"), Message("assistant", "Yes.", thought="Hm.")))
 
 
-def proof_of(tokenizer: Any, mask_history: bool = False, **options: Any) -> Proof:
+def proof_of(tokenizer: Any, mask_history: bool = False, train_on_prompt: bool = False, **options: Any) -> Proof:
     """The proof as a run prepares it: with what is saved and loaded again."""
     chosen = TemplateOptions.model_validate(options)
     run = SimpleNamespace(
         model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"),
         template=chosen,
-        rows=SimpleNamespace(mask_history=mask_history),
+        rows=RowOptions(cutoff_len=64, mask_history=mask_history, train_on_prompt=train_on_prompt),
     )
-    proof, faults = prepared(run, load_template(chosen, tokenizer, mask_history=mask_history))
+    proof, faults = prepared(run, load_template(chosen, tokenizer, mask_history=mask_history), Path())
     assert faults == []
     return proof
 
@@ -325,3 +326,74 @@ def test_generation_marks_are_compared(vendor: Callable[[str], Any]) -> None:
 def test_templates_without_pieces_have_no_texts(tokenizer: Any) -> None:
     template: Template = JinjaTemplate(tokenizer)
     assert template.texts(TALK, prompt=True) is None
+
+
+def test_marks_that_were_not_tried_are_not_asked(vendor: Callable[[str], Any]) -> None:
+    """They were probed on plain answers: calls and thoughts may stand outside them."""
+    template = JinjaTemplate(copy.deepcopy(vendor("LFM2.5")))
+    assert template.answers_of(TALK) is not None
+    assert template.answers_of(CALLS) is None
+    assert template.answers_of(THOUGHT) is None
+
+
+def test_questions_that_are_learnt_too(tokenizer: Any) -> None:
+    for name in ("chatml", "gemma2"):
+        assert told(proof_of(copy.deepcopy(tokenizer), train_on_prompt=True, template=name)) == []
+
+
+@pytest.mark.parametrize("text", ["a</think>b", "<think>a", "<think>a</think>b<think>c</think>d", "</think>"])
+@pytest.mark.parametrize("thinks", [True, False, None])
+def test_halves_of_thoughts(text: str, thinks: bool | None, tokenizer: Any) -> None:
+    """Data that were cut, or that leave the opening word to the prompt."""
+    proof = proof_of(tokenizer, template="qwen3", enable_thinking=thinks)
+    talk = Sample((Message("user", "One?"), Message("assistant", text), Message("user", "Two?"), Message("assistant", "Yes.")))
+    assert told(proof, talk) == []
+
+
+def test_texts_that_the_template_drops(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content'] +", "message['content'][:5] +")
+    assert told(proof_of(tokenizer), fatal=False) == ["the template strips a part of this answer: 'Second.' is not learnt"] * 2 or told(
+        proof_of(tokenizer), fatal=False
+    ) == [
+        "the template strips a part of this answer: 'First.' is not learnt",
+        "the template strips a part of this answer: 'Second.' is not learnt",
+    ]
+
+
+def test_a_template_that_writes_nothing_of_a_call(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}{{ eos_token }}"
+    assert proof_of(tokenizer).of(CALLS).way == "refused"
+
+
+def test_long_conversations_are_proved_to_their_end(tokenizer: Any) -> None:
+    proof = proof_of(tokenizer)
+    talk = Sample(TALK.messages * 15)
+    assert told(proof, talk) == []
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("\\n", "")
+    broken = Proof(proof.template, JinjaTemplate(other), proof.saved)
+    assert len(told(broken, talk)) == 8, "the first four answers and the last four"
+
+
+def test_refusals_are_told_without_our_marks(tokenizer: Any) -> None:
+    proof = proof_of(tokenizer, template="glm4_moe")
+    call = Message("function", json.dumps({"name": "look<|im_end|>", "arguments": {}}))
+    proved = proof.of(Sample((Message("user", "Look."), call), tools=TOOLS))
+    assert proved.way == "refused"
+    assert "'look<|im_end|>'" in proved.reason
+
+
+def test_a_name_that_a_user_s_own_file_shares_with_ours(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "llama3.yaml").write_text("like: chatml\n")
+    mine = load_template(TemplateOptions(template=str(tmp_path / "llama3.yaml")), tokenizer)
+    again = load_template(TemplateOptions(), tokenizer)
+    assert (again.name, again.stop_ids) == ("the model's own", frozenset({2}))
+    assert mine.stop_ids >= again.stop_ids
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_key_that_changes_a_saved_template_leaves_the_tokenizer_alone(tokenizer: Any) -> None:
+    load_template(TemplateOptions(template="llama3"), tokenizer)
+    before = (tokenizer.eos_token, len(tokenizer), tokenizer.chat_template.count("Finery"))
+    assert load_template(TemplateOptions(tool_format="qwen"), tokenizer).name == "the model's own"
+    assert (tokenizer.eos_token, len(tokenizer), tokenizer.chat_template.count("Finery")) == before

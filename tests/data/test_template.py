@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from finery.data.differences import first_difference
 from finery.data.jinja import JinjaTemplate
-from finery.data.proof import first_difference
 from finery.data.rows.base import IGNORED, RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import Message, Sample

@@ -44,7 +44,7 @@ def test_a_users_own_file_beside_the_config(tmp_path: Path, tokenizer: Any, monk
     assert options.own_file == Path("runs/mine.yaml")
     template = load_template(options, tokenizer)
     assert isinstance(template, SlotTemplate)
-    assert template.name == "mine"
+    assert template.name == "mine.yaml"
     assert text_of(template, Sample((*ASKED.messages[:1], Message("assistant", "1")))) == (
         "<|im_start|>system\nHi.<|im_end|>\nQ: One?\nA: 1<|im_end|>\n"
     )

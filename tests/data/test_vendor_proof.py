@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from drawn_talks import talks
 from finery.checks.template import prepared
 from finery.data.proof import Proof
+from finery.data.rows.base import RowOptions
 from finery.data.sample import Sample
 from finery.data.template import TemplateOptions, load_template
 
@@ -36,17 +37,16 @@ INDEX = Path(__file__).parents[3] / "shared" / "vendor" / "index.json"
 
 def names() -> list[str]:
     """The templates that are there."""
-    listed = json.loads(INDEX.read_text(encoding="utf-8"))["templates"] if INDEX.is_file() else json.loads(FIGURES.read_text())["templates"]
-    return sorted(set(listed) - UNUSABLE)
+    return sorted(set(json.loads(INDEX.read_text(encoding="utf-8"))["templates"]) - UNUSABLE) if INDEX.is_file() else []
 
 
 def proof_of(tokenizer: Any, **options: Any) -> Proof:
     """The proof as a run prepares it."""
     chosen = TemplateOptions.model_validate(options)
     run = SimpleNamespace(
-        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"), template=chosen, rows=SimpleNamespace(mask_history=False)
+        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"), template=chosen, rows=RowOptions(cutoff_len=64)
     )
-    proof, faults = prepared(run, load_template(chosen, tokenizer))
+    proof, faults = prepared(run, load_template(chosen, tokenizer), Path())
     assert faults == []
     return proof
 
@@ -78,7 +78,8 @@ def prove(proof: Proof, num: int) -> Counter[str]:
 def test_some_conversations(vendor: Callable[[str], Any], name: str) -> None:
     tokenizer = copy.deepcopy(vendor(name))
     template = load_template(TemplateOptions(), tokenizer)
-    assert prove(Proof(template, template, tokenizer), FEW).total() >= FEW
+    ways = prove(Proof(template, template, tokenizer), FEW)
+    assert ways["row"] + ways["turns"] > 0, "not all may be refused"
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_many_conversations(vendor: Callable[[str], Any], name: str, figures: di
     figures[name] = {"proved": proved, "as one row": ways["row"], "as one row per answer": ways["turns"], "refused": ways["refused"]}
 
 
-def test_the_soak_has_seen_every_template() -> None:
+def test_the_soak_has_seen_every_template(shared: Path) -> None:
     """And the page says what it saw."""
     found = json.loads(FIGURES.read_text(encoding="utf-8"))
     assert found["templates"].keys() == set(names())
@@ -113,4 +114,4 @@ def test_the_soak_has_seen_every_template() -> None:
     total = sum(each["proved"] for each in found["templates"].values())
     for page in ("templates.md", "templates_zh.md"):
         assert f"{total:,}" in (ROOT / "docs" / page).read_text(encoding="utf-8")
-        assert str(len(found["templates"])) in (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert f"{len(found['templates'])} " in (ROOT / "docs" / page).read_text(encoding="utf-8").partition("make soak")[2][:200]

@@ -36,6 +36,7 @@ NUM_DRAWN = 200
 """So many rows of the user's are proved before a run begins; `finery check` proves them all."""
 _MOST_TOLD = 3
 _MOST_SPELLED = 6
+_UNBOUNDED = 1 << 40
 _WEATHER = {
     "name": "weather",
     "description": "The weather of the next days.",
@@ -49,7 +50,7 @@ _WEATHER = {
     },
 }
 _ROLES = {"u": "user", "a": "assistant", "f": "function", "o": "observation"}
-_MEND = "choose another 'template'; this should be reported as a fault of Finery's"
+_MEND = "choose another 'template', and report it, if neither the template nor the data can be to blame"
 
 log = get_logger(__name__)
 
@@ -62,9 +63,9 @@ class Templates(Check):
         if run.method.rows != "chat":
             return
         try:
-            tokenizer = load_tokenizer(locate_model(run.model), run.model.trust_remote_code)
-            template = run_template(run, tokenizer)
-            proof, faults = prepared(run, template)
+            model = locate_model(run.model)
+            template = run_template(run, load_tokenizer(model, run.model.trust_remote_code))
+            proof, faults = prepared(run, template, model)
         except UserError as error:
             yield from (Finding("template", *_split(complaint), "stops the run") for complaint in error.complaints)
             return
@@ -99,16 +100,17 @@ class Templates(Check):
         self._checked(f"{proof.template.told} on data set {source.name!r}", ways, began)
 
     def _of_nasty(self, proof: Proof, seams: set[str]) -> Iterator[Finding]:
-        """What stops a run, and seams that no row of the user's has."""
-        began, ways = time.monotonic(), Counter()
+        """What stops a run, each kind once, and seams that no row of the user's has."""
+        began, ways, told = time.monotonic(), Counter(), set()
         for title, sample in nasty_set(proof.template):
             proved = proof.of(sample)
             ways[proved.way] += 1
             for fault in proved.faults:
-                if fault.fatal or (fault.kind.startswith("seam") and fault.kind not in seams):
-                    seams.add(fault.kind)
+                new = fault.kind.startswith("seam") and fault.kind not in seams
+                if (fault.fatal or new) and fault.kind not in told:
+                    told.add(fault.kind)
                     what, mend, effect = _told(fault)
-                    yield Finding("template", f"on {title}, {what}", mend, effect)
+                    yield Finding("template", f"on {title!r}, {what}", mend, effect)
         self._checked(f"{proof.template.told} on hard conversations", ways, began)
 
     def _checked(self, name: str, ways: Counter[str], began: float) -> None:
@@ -121,41 +123,51 @@ def prove(run: Any, template: Template, sets: Sets) -> None:
     """The gate before weights are loaded: hard conversations, and rows drawn from the user's; raises `UserError`."""
     if run.method.rows != "chat" or not is_first():
         return
-    proof, faults = prepared(run, template)
-    fatal = [_line("", fault) for fault in faults if fault.fatal]
-    known: set[str] = set()
+    proof, faults = prepared(run, template, locate_model(run.model))
+    fatal = {fault.kind: _line("", fault) for fault in reversed(faults) if fault.fatal}
     refused: list[str] = []
-    ways: Counter[str] = Counter()
     for title, sample in nasty_set(template):
         proved = proof.of(sample)
-        refused += [title] if proved.way == "refused" else []
-        fatal += [_line(f"on {title}, ", fault) for fault in proved.faults if fault.fatal]
+        refused += [repr(title)] if proved.way == "refused" else []
+        fatal |= {fault.kind: _line(f"on {title!r}, ", fault) for fault in proved.faults if fault.fatal and fault.kind not in fatal}
+    known: set[str] = set()
+    ways: Counter[str] = Counter()
     for place, sample in _drawn(sets, run.loop.seed, run.method.reads):
         proved = proof.of(sample)
         ways[proved.way] += 1
-        fatal += [_line(f"{place}: ", fault) for fault in proved.faults if fault.fatal]
         for fault in proved.faults:
-            if not fault.fatal and fault.kind not in known:
-                log.warning("%s: %s", place, _line("", fault))
+            if fault.fatal:
+                fatal.setdefault(fault.kind, _line(f"{place}: ", fault))
+            elif fault.kind not in known:
                 known.add(fault.kind)
+                log.warning("%s: %s", place, _line("", fault))
     if fatal:
         more = [f"and {plural(len(fatal) - _MOST_TOLD, 'further fault')}, which 'finery check' tells"] if len(fatal) > _MOST_TOLD else []
-        raise UserError(*(f"'template': {line}" for line in fatal[:_MOST_TOLD]), *more)
-    told = f"; it refuses {', '.join(refused)}" if refused else ""
-    log.info("%s: proved that %s and the hard ones are trained as they are served%s", template.told, plural(ways.total(), "row"), told)
+        raise UserError(*(f"'template': {line}" for line in list(fatal.values())[:_MOST_TOLD]), *more)
+    rows = f"{ways['row'] + ways['turns']:,} of {plural(ways.total(), 'drawn row')}"
+    told = f", but for those that it refuses: {', '.join(refused)}" if refused else ""
+    log.info("%s: proved that %s are trained as they are served, and the hard conversations%s", template.told, rows, told)
 
 
-def prepared(run: Any, template: Template) -> tuple[Proof, list[Fault]]:
-    """The proof of a template with what is saved and loaded again, and what is wrong whatever the conversation."""
+def prepared(run: Any, template: Template, model: Path) -> tuple[Proof, list[Fault]]:
+    """The proof of a template with what is saved and loaded again, and what is wrong whatever the conversation.
+
+    `model` is the folder of the base model, whose generation config is saved, too.
+    """
     from transformers import GenerationConfig
 
+    own = GenerationConfig.from_pretrained(str(model)) if (model / "generation_config.json").is_file() else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_tokenizer(template.tokenizer, folder, template.jinja)
-        save_stop_tokens(SimpleNamespace(generation_config=None), folder, template.stop_ids)
-        saved, again = (load_tokenizer(folder, run.model.trust_remote_code) for _ in range(2))
+        save_stop_tokens(SimpleNamespace(generation_config=own), folder, template.stop_ids)
+        try:
+            saved, again = (load_tokenizer(folder, run.model.trust_remote_code) for _ in range(2))
+        except UserError as error:
+            raise UserError(*(f"what is saved could not be loaded again: {line}" for line in error.complaints)) from None
         stops = GenerationConfig.from_pretrained(str(folder)).eos_token_id
-    proof = Proof(template, run_template(run, again), saved, run.rows.mask_history)
+    saved.model_max_length = _UNBOUNDED
+    proof = Proof(template, run_template(run, again), saved, run.rows)
     faults = list(proof.of_all())
     if set(stops if isinstance(stops, list) else [stops]) != template.stop_ids:
         faults.append(Fault(f"answers end at the tokens {sorted(template.stop_ids)}, the saved generation config says {stops}"))

@@ -95,13 +95,14 @@ class Conversation:
     def __init__(self, engine: Engine, template: Template, run: Run, system: str, tools: str = "") -> None:
         self.engine = engine
         self.template = template
-        self.options = run.generation.model_copy(update={"skip_special_tokens": False}) if tools else run.generation
         self.system = system
         self.tools = tools
-        self.dialect = dialect_of(template) if tools else None  # its marks may be special tokens
+        self.dialect = dialect_of(template) if tools else None
+        marks = {"skip_special_tokens": False} if self.dialect is not None else {}  # which may be special tokens
+        self.options = run.generation.model_copy(update=marks)
         if tools and self.dialect is None:
             log.warning("%s calls tools in no way that Finery reads: answers are shown as they are written", template.told)
-        self.ends = [str(word) for word in template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))] if tools else []
+        self.ends = [str(word) for word in template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))] if marks else []
         self.history: list[Message] = []
         self.owed: list[str] = []  # the calls whose results are to come
 

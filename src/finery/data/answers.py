@@ -44,7 +44,9 @@ def read_answer(template: Template, dialect: Dialect | None, text: str, tools: s
     if dialect is None or not tools:
         return Message("assistant", text)
     opening, closing = (word.strip() for word in template.thought_words)
-    thought, closed, rest = text.rpartition(closing)
+    at, mark = text.find(closing), dialect.opening.search(text)
+    thinks = at >= 0 and (mark is None or at < mark.start() or text.lstrip().startswith(opening))
+    thought, closed, rest = text.partition(closing) if thinks else ("", "", text)
     parsed = dialect.parse(rest, read_tools(tools))
     if parsed is None:
         return Message("assistant", text)

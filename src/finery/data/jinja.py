@@ -12,6 +12,7 @@ from finery.data.generation_marks import has_marks, marked, right_ends
 from finery.data.jinja_fixed import settle
 from finery.data.messages import as_dicts, as_schemas, with_call_ids
 from finery.data.sample import BadRecord, Message, Sample
+from finery.data.spelled import without_marks
 from finery.data.template import Template, TemplateOptions, Turn
 from finery.data.tokenise import Asking
 from finery.errors import UserError
@@ -26,6 +27,9 @@ _PLAIN_KEYS = {"role", "content"}
 _QUESTION = {"role": "user", "content": "A question"}
 _CALL = Message("function", '{"name": "look", "arguments": {"at": "it"}}')
 
+
+FAULTS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+"""What a template's code may raise."""
 
 log = get_logger(__name__)
 
@@ -102,7 +106,7 @@ class JinjaTemplate(Template):
         try:
             return self._ids(self._render(self.dicts(sample), sample.tools, prompt=True, thinks=asked))
         except BadRecord as error:
-            raise UserError(str(error)) from None
+            raise UserError(without_marks(str(error))) from None
 
     def turns(self, sample: Sample) -> Asking[list[list[Turn]]]:
         """One conversation where history stands, else one per answer."""
@@ -247,8 +251,12 @@ class JinjaTemplate(Template):
         return True
 
     def answers_of(self, sample: Sample) -> list[bool] | None:
-        """For each token of the whole conversation, whether the template's marks call it an answer's; nothing without right marks."""
-        return marked(self.tokenizer, self.as_called(sample))[1] if self.marks_are_right else None
+        """For each token of the whole conversation, whether the template's marks call it an answer's.
+
+        Nothing where they are not right, or where they were not tried: with calls and thoughts.
+        """
+        plain = all(message.role != "function" and not message.thought and "</think>" not in message.content for message in sample.messages)
+        return marked(self.tokenizer, self.as_called(sample))[1] if self.marks_are_right and plain else None
 
     def _find_call_ending(self) -> _Ending:
         """As an answer's, unless the template closes a call in another way."""
@@ -272,7 +280,7 @@ class JinjaTemplate(Template):
         following = longer[len(finished)]
         if following in self._markers and following not in prompt:
             return _Ending([following])  # such as GLM's <|observation|>
-        return _Ending(finished[-1:]) if finished[-1] in self._markers else self._ending
+        return _Ending(finished[-1:]) if self._markers.intersection(finished[-1:]) else self._ending
 
     def _header(self) -> str:
         """What opens turns: the text before a question and between it and its answer, without a thought that the prompt opens."""
@@ -308,7 +316,7 @@ class JinjaTemplate(Template):
                 return self._plain_render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **arguments)
             schemas = as_schemas(tools)
             return str(self.tokenizer.apply_chat_template(messages, schemas, tokenize=False, add_generation_prompt=prompt, **arguments))
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
+        except FAULTS as error:
             raise BadRecord(f"the model's chat template refuses it: {error}") from None
 
     def _ids(self, text: str) -> list[int]:

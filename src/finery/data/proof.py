@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from finery.data.differences import difference, squeezed
+from finery.data.jinja import FAULTS
 from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import Message, Sample
@@ -25,7 +27,9 @@ _UNCUT = 1 << 40
 _ANSWERS = ("assistant", "function")
 _CALL = '{"name": "look", "arguments": {}}'
 _AROUND = 3
-"""So many tokens are shown on each side of a difference."""
+"""So many tokens are shown on each side of a place."""
+_MOST_ASKED = 4
+"""Of longer conversations, the saved folder is asked for so many of the first and of the last answers: each costs a rendering of all."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,14 @@ class Proof:
     nothing else. A conversation that is one row is what transformers renders as a whole.
     """
 
-    def __init__(self, template: Template, served: Template, saved: PreTrainedTokenizerBase, mask_history: bool = False) -> None:
+    def __init__(self, template: Template, served: Template, saved: PreTrainedTokenizerBase, options: RowOptions | None = None) -> None:
         """`served` and `saved` are the template and the tokenizer as they are loaded from the saved folder."""
         self.template = template
         self.served = served
         self.saved = saved
-        self.mask_history = mask_history
-        self._rows = Chat(template, RowOptions(cutoff_len=_UNCUT, mask_history=mask_history))
+        options = RowOptions(cutoff_len=_UNCUT) if options is None else options
+        self.mask_history, self.train_on_prompt = options.mask_history, options.train_on_prompt
+        self._rows = Chat(template, options.model_copy(update={"cutoff_len": _UNCUT, "truncation": "proportional"}))
         self._tails: dict[str, list[int]] = {}
         self._is_own = template.texts(Sample(()), prompt=False) is None  # the model's, tokenised whole
 
@@ -109,14 +114,15 @@ class Proof:
         ids: list[int] = []
         labels: list[int] = []
         due = False
+        asked = {*places[:_MOST_ASKED], *places[-_MOST_ASKED:]} if plain else set()
         for place, turn in zip(places, turns, strict=True):
             learn = turn.learn and (not self.mask_history or place == places[-1])
             before = [*ids, *turn.source]
-            labels += [IGNORED] * len(turn.source)
+            labels += turn.source if self.train_on_prompt else [IGNORED] * len(turn.source)
             if due and turn.source:
-                labels[len(ids)] = late if late is not None else IGNORED
+                labels[len(ids)] = IGNORED if late is None else late
             if learn:
-                yield from self._of_answer(sample, place, before, turn, plain)
+                yield from self._of_answer(sample, place, before, turn, place in asked)
             ids = [*before, *turn.target, *turn.tail]
             labels += [*(turn.target if learn else [IGNORED] * len(turn.target)), *[IGNORED] * len(turn.tail)]
             due = learn and late is not None
@@ -130,11 +136,15 @@ class Proof:
             shown = self._shown(ids, place)
             yield Fault(f"the label of token {place} is {row.labels[place]} and should be {labels[place]} (at {shown})", kind="label")
 
-    def _of_answer(self, sample: Sample, place: int, before: list[int], turn: Turn, plain: bool) -> Iterator[Fault]:
-        """What stands before an answer, and how it ends. The first difference counts; others follow from it."""
+    def _of_answer(self, sample: Sample, place: int, before: list[int], turn: Turn, asks: bool) -> Iterator[Fault]:
+        """What stands before an answer, and how it ends. The first difference counts; others follow from it.
+
+        With `asks`, the saved folder is asked, too.
+        """
         thinks = self.template.asks_thought(sample, place)
         asked = replace(sample, messages=sample.messages[:place])
-        for server, named in ((self.template, "chat and API feed"), (self.served, "is fed when the saved folder is served")):
+        servers = [(self.template, "chat and API feed"), (self.served, "is fed when the saved folder is served")]
+        for server, named in servers if asks else servers[:1]:
             try:
                 fed = server.prompt_ids(list(asked.messages), sample.system, sample.tools, thinks)
             except UserError as error:
@@ -144,10 +154,10 @@ class Proof:
                 told = self._difference(before, fed, "in training")
                 yield Fault(f"answer {place} is learnt after other tokens than what {named}: {told}", kind=named)
                 return
-        if plain:
+        if asks:
             yield from self._of_folder(asked, before, thinks)
         yield from self._of_stop(sample.messages[place], turn)
-        yield from self._of_thought(sample.messages[place], turn)
+        yield from self._of_text(sample.messages[place], turn)
 
     def _of_folder(self, asked: Sample, before: list[int], thinks: bool) -> Iterator[Fault]:
         """What other programs make of the saved template."""
@@ -201,16 +211,19 @@ class Proof:
             self._tails[role] = target[stop + 1 :]
         return self._tails[role]
 
-    def _of_thought(self, message: Message, turn: Turn) -> Iterator[Fault]:
-        """A thought that is not learnt, though it stands in the data and no key says so."""
-        if self.template.drops_thoughts:
-            return
-        inner = message.thought or message.content.partition("</think>")[0].partition("<think>")[2]
-        thought = inner.strip() if message.role in _ANSWERS else ""
-        if thought and _squeezed(self._text(self.template.tokenise.one(thought))) not in _squeezed(self._text(turn.target)):
-            mend = "choose a 'template' that keeps thoughts, or take them out of the data"
-            told = f"the template strips the thought of this answer: {thought[:40]!r} is not learnt"
-            yield Fault(told, mend, kind="thought", fatal=False)
+    def _of_text(self, message: Message, turn: Turn) -> Iterator[Fault]:
+        """What stands in the data and is not learnt, though no key says so."""
+        content = message.content if message.role == "assistant" else message.before_calls
+        inner, closed, rest = content.partition("</think>")
+        thought = message.thought or (inner.partition("<think>")[2] if closed else "")
+        said = rest if closed else content
+        texts = [] if self.template.drops_thoughts else [(thought, "the thought of this answer", "keeps thoughts")]
+        learnt = squeezed(self._text(turn.target))
+        for text, named, wanted in (*texts, (said, "a part of this answer", "writes it")):
+            ids = self.template.tokenise.one(text.strip())
+            if squeezed(self._text(ids)) not in learnt:
+                mend = f"choose a 'template' that {wanted}, or take it out of the data"
+                yield Fault(f"the template strips {named}: {text.strip()[:40]!r} is not learnt", mend, f"strips {named}", fatal=False)
 
     def _of_whole(self, sample: Sample, row: Row) -> Iterator[Fault]:
         """A conversation in one row: what transformers renders, but for an ending that the template leaves out of the last answer."""
@@ -260,7 +273,8 @@ class Proof:
             if together != [*one, *other] and left not in told:
                 told.add(left)
                 difference = self._difference([*one, *other], together, "piece by piece", "as one text")
-                yield Fault(f"a seam after {left!r}: {difference}", _SEAM, f"seam after {left!r}", fatal=False)
+                kind = "seam after a text" if any(map(str.isalnum, left)) else f"seam after {left!r}"
+                yield Fault(f"a seam after {left!r}: {difference}", _SEAM, kind, fatal=False)
         if not told:
             difference = self._difference(list(chain.from_iterable(apart)), whole, "piece by piece", "as one text")
             yield Fault(f"a seam: {difference}", _SEAM, "seam", fatal=False)
@@ -282,7 +296,8 @@ class Proof:
         others = self._rows.encode(neutral).rows
         ours, theirs = ([self._controls(row) for row in some] for some in (rows, others))
         if ours != theirs:
-            told = next(self._difference(a, b, "with", "without") for a, b in zip(ours, theirs, strict=False) if a != b)
+            pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a != b]
+            told = self._difference(*pairs[0], "with", "without") if pairs else f"{len(ours)} rows with, {len(theirs)} without"
             yield Fault(f"words that spell special tokens are read as tokens: {told}", kind="spelled")
         yield from self.of(neutral).faults
         marked = self.template.marked(sample)
@@ -297,12 +312,10 @@ class Proof:
 
     def _rendered(self, sample: Sample, thinks: bool, prompt: bool, tokens: bool) -> Any:
         """What transformers makes of a conversation with the saved folder: token ids, or the text."""
-        from jinja2 import TemplateError
-
         called = self.template.as_called(sample, thinks)
         try:
             return self.saved.apply_chat_template(**called, tokenize=tokens, return_dict=False, add_generation_prompt=prompt)
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # by a template's code
+        except FAULTS as error:
             return Fault(f"the saved chat template cannot be rendered: {error}", kind="rendered")
 
     def _difference(self, ours: list[int], theirs: list[int], here: str = "here", there: str = "there") -> str:
@@ -316,36 +329,3 @@ class Proof:
 
 
 _SEAM = "other servers, which tokenise the whole text, feed those"
-
-
-def difference(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: list[int], here: str = "here", there: str = "there") -> str:
-    """The first token in which two lists differ, with the text around it."""
-    place = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-
-    def around(ids: list[int]) -> str:
-        token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"
-        return f"{token!r} (in {tokenizer.decode(ids[max(place - _AROUND, 0) : place + _AROUND + 1])!r})"
-
-    return f"{here} token {place} is {around(ours)}, {there} {around(theirs)}"
-
-
-def _squeezed(text: str) -> str:
-    """Without white space, which templates trim and some tokenizers swallow."""
-    return "".join(text.split())
-
-
-PROBE = (Message("user", "What is one and one?"), Message("assistant", "Two."), Message("user", "And two and two?"))
-
-
-def first_difference(template: Template, tokenizer: PreTrainedTokenizerBase, jinja: str) -> str:
-    """How a template's prompt differs from what `jinja` writes, tokenised whole; empty where it does not."""
-    from jinja2 import TemplateError
-
-    messages = [{"role": message.role, "content": message.content} for message in PROBE]
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        return f"it cannot write a plain conversation ({error})"
-    theirs = tokenizer(str(text), add_special_tokens=False)["input_ids"]
-    ours = template.prompt_ids(list(PROBE))
-    return "" if ours == theirs else difference(tokenizer, ours, list(theirs))  # type: ignore[arg-type]

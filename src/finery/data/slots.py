@@ -11,6 +11,7 @@ import yaml
 from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Dialect, bare, dump, read_calls, read_tools
 from finery.data.sample import BadRecord, Message, Role, Sample
+from finery.data.spelled import without_marks
 from finery.data.template import FOLDER, Template, TemplateOptions, Turn
 from finery.data.thoughts import Thinking
 from finery.data.tokenise import Asking, together
@@ -69,7 +70,7 @@ class Slots:
         if not isinstance(data, dict):
             raise UserError(f"'template': {path} should hold keys such as user and assistant, found {data!r:.60}")
         _check(data, path)
-        return cls._of(data, path.stem)
+        return cls._of(data, path.name)
 
     @classmethod
     def _of(cls, data: dict[str, Any], name: str) -> "Slots":
@@ -135,11 +136,16 @@ class SlotTemplate(Template):
         self._keep_apart("".join(piece if (word := special_of(piece)) is None else token_text(tokenizer, word) for piece in opening))
 
     @classmethod
+    def saved(cls, options: TemplateOptions, name: str, tokenizer: "PreTrainedTokenizerBase", strip_history: bool) -> "SlotTemplate | None":
+        """The template that a tokenizer was saved with, if it would still write the same; the tokenizer is not changed."""
+        slots = _chosen(options, Slots.read(name))
+        template = cls(slots, tokenizer, Thinking.of(options, slots, strip_history), options.split_special_tokens)
+        return template if template.jinja == tokenizer.chat_template else None
+
+    @classmethod
     def load(cls, options: TemplateOptions, name: str, tokenizer: "PreTrainedTokenizerBase", strip_history: bool = False) -> "SlotTemplate":
         """Read the data file and give the tokenizer what the template needs: end, pad, stop words, Jinja."""
-        slots = Slots.of_file(options.own_file) if options.own_file is not None else Slots.read(name)
-        changed = {key: value for key in ("default_system", "tool_format") if (value := getattr(options, key)) is not None}
-        slots = replace(slots, **changed)
+        slots = _chosen(options, Slots.of_file(options.own_file) if options.own_file is not None else Slots.read(name))
         fit_tokenizer(slots, tokenizer)
         template = cls(slots, tokenizer, Thinking.of(options, slots, strip_history), options.split_special_tokens)
         tokenizer.chat_template = template.jinja
@@ -172,7 +178,7 @@ class SlotTemplate(Template):
         try:
             pieces, _ = self._laid_out(sample)
         except BadRecord as error:
-            raise UserError(str(error)) from None
+            raise UserError(without_marks(str(error))) from None
         if self.thinking is not None:
             pieces += self.thinking.before_answer(thinks)
         return pieces
@@ -261,6 +267,12 @@ class SlotTemplate(Template):
         from finery.data.slots_jinja import written
 
         return written(self)
+
+
+def _chosen(options: TemplateOptions, slots: Slots) -> Slots:
+    """A template with what keys change in it."""
+    changed = {key: value for key in ("default_system", "tool_format") if (value := getattr(options, key)) is not None}
+    return replace(slots, **changed)
 
 
 def fit_tokenizer(slots: Slots, tokenizer: "PreTrainedTokenizerBase") -> None:

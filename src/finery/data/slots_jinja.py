@@ -126,11 +126,12 @@ def _answer(template: "SlotTemplate") -> list[str]:
     thinking = template.thinking
     if thinking is not None:
         past = "not loop.last" if thinking.strip_history else "false"
+        asked = "thinks == false or" if thinking.enabled is False else ""  # whatever words are left
         stripped = "past" if thinking.enabled is None else "thinks == false or past"  # else the data decide
         lines += [
             f"{{%- set past = {past} -%}}",
             f"{{%- if {stripped} -%}}{{%- set content = without_thoughts(content).lstrip('\\n') -%}}{{%- endif -%}}",
-            f"{{%- if not past and {bare_opening} not in content and {bare_closing} not in content -%}}"
+            f"{{%- if not past and ({asked} {bare_opening} not in content and {bare_closing} not in content) -%}}"
             f"{{{{- {jinja_string(thinking.empty)} -}}}}{{%- endif -%}}",
         ]
     called, said = (_slot(template, slots.of_role(role)) for role in ("function", "assistant"))

@@ -21,6 +21,11 @@ TEXTS = ("content", "thought", "before_calls")
 _ANSWERS = ("assistant", "function")
 
 
+def without_marks(said: str) -> str:
+    """A message about marked texts, for people."""
+    return said.replace(MARK, "").replace(repr(MARK)[1:-1], "")
+
+
 class Words:
     """Words to be marked in texts."""
 

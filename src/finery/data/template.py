@@ -219,10 +219,7 @@ def load_template(
     slots = import_module("finery.data.slots").SlotTemplate
     if options.name is None and (saved := tokenizer.chat_template):
         named = import_module("finery.data.slots_jinja").named_in(saved)
-        if named is not None:
-            template = slots.load(options, named, tokenizer, mask_history)
-            if template.jinja == saved:
-                return template
-            tokenizer.chat_template = saved  # a key or a hand has changed it since
+        if named is not None and (template := slots.saved(options, named, tokenizer, mask_history)) is not None:
+            return template
         return import_module("finery.data.jinja").JinjaTemplate(tokenizer, options)
     return slots.load(options, options.name or listed() or "default", tokenizer, mask_history)

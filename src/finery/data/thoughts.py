@@ -40,7 +40,7 @@ class Thinking:
         past = self.strip_history and not last
         if self.enabled is False or past:
             text = self.without(text)
-        if past or self.opening.strip() in text or self.closing.strip() in text:
+        if past or (self.enabled is not False and (self.opening.strip() in text or self.closing.strip() in text)):
             return text, [], []
         return (text, [], [self.empty]) if self.enabled else (text, [self.empty], [])
 

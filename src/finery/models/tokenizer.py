@@ -37,6 +37,11 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path, jinja: st
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    before = json.dumps(config)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    own = config.get("auto_map", {}).get("AutoTokenizer")
+    if isinstance(own, str):  # as transformers 5.23 writes it, and does not read it
+        config["auto_map"]["AutoTokenizer"] = [None, own] if tokenizer.is_fast else [own, None]
+    if json.dumps(config) != before:
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

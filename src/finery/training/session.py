@@ -10,8 +10,8 @@ import torch
 
 from finery.compat import is_first
 from finery.data import ledger
+from finery.data.differences import first_difference
 from finery.data.load import DataOptions, Sets
-from finery.data.proof import first_difference
 from finery.data.rows.base import Rows
 from finery.data.template import Template
 from finery.errors import UserError

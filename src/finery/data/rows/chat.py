@@ -11,6 +11,7 @@ import numpy as np
 
 from finery.data.rows.base import IGNORED, Cut, Encoded, Row, Rows, pad
 from finery.data.sample import BadRecord, Sample
+from finery.data.spelled import without_marks
 from finery.data.template import Turn
 from finery.data.tokenise import Asking
 from finery.errors import UserError
@@ -37,7 +38,7 @@ class Chat(Rows):
         try:
             conversations = yield from self.template.turns(sample)
         except BadRecord as error:
-            return _Draft((), str(error))
+            return _Draft((), without_marks(str(error)))
         if self.options.mask_history:
             conversations = conversations[-1:]  # where each answer is a row of its own, the last one
         longest = max(sum(turn.size for turn in turns) for turns in conversations)
