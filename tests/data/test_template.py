@@ -244,3 +244,4 @@ def test_a_difference_in_the_middle_and_at_the_end(tokenizer: Any) -> None:
 def test_an_own_template_that_cannot_be_rendered_is_told(tokenizer: Any) -> None:
     template = named("chatml", tokenizer)
     assert "needs tools" in first_difference(template, tokenizer, "{{ raise_exception('needs tools') }}")
+    assert "division" in first_difference(template, tokenizer, "{{ 1 // 0 }}")
