@@ -67,9 +67,10 @@ def compiled_chat_template(tokenizer: "PreTrainedTokenizerBase") -> Callable[...
     except ImportError:  # private in transformers 5.23
         return None
     compiled = _compile_jinja_template(tokenizer.chat_template)
-    special = dict(tokenizer.special_tokens_map)
+    known = {**compiled.globals, **tokenizer.special_tokens_map}  # `render` would gather the globals each time
 
     def render(**arguments: object) -> str:
-        return compiled.render(**arguments, **special)
+        context = compiled.new_context(known | arguments, shared=True)
+        return compiled.environment.concat(compiled.root_render_func(context))
 
     return render

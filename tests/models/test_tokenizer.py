@@ -29,7 +29,7 @@ def test_one_with_code_of_its_own(told: object, tmp_path: Path, monkeypatch: pyt
     tokenizer = load_tokenizer(source, True)
     assert type(tokenizer).__name__ == "Mine"
     tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": told}
-    save_tokenizer(tokenizer, saved, tokenizer.chat_template)
+    save_tokenizer(tokenizer, saved, None)
     again = load_tokenizer(saved, True)
     assert type(again).__name__ == "Mine"
     assert again("Who are you?")["input_ids"] == tokenizer("Who are you?")["input_ids"]
