@@ -59,9 +59,11 @@ def test_a_fault_stops_the_run_before_weights_are_loaded(
     assert said.splitlines()[-1].endswith("; a run cannot begin with this")
 
 
-def test_other_stages_prove_nothing(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_stages_prove_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gate, "prepared", None)
-    text = Path(words[-1].partition("=")[2]).parent / "t.jsonl"
+    text = tmp_path / "t.jsonl"
     text.write_text(json.dumps({"text": "One and two."}))
     assert main(["train", *words, "stage=pt", f"dataset={text}"]) == 0
     assert main(["check", *words, "stage=pt", f"dataset={text}"]) == 0

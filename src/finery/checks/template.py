@@ -94,7 +94,7 @@ class Templates(Check):
             for fault in proved.faults:
                 seams.add(fault.kind)
                 what, mend, effect = _told(fault)
-                groups.add(row, effect, what, mend, fault.kind or what)
+                groups.add(row, effect, what, mend, fault.kind)
         rate.end()
         yield from groups.findings()
         self._checked(f"{proof.template.told} on data set {source.name!r}", ways, began)
@@ -170,7 +170,8 @@ def prepared(run: Any, template: Template, model: Path) -> tuple[Proof, list[Fau
     proof = Proof(template, run_template(run, again), saved, run.rows)
     faults = list(proof.of_all())
     if set(stops if isinstance(stops, list) else [stops]) != template.stop_ids:
-        faults.append(Fault(f"answers end at the tokens {sorted(template.stop_ids)}, the saved generation config says {stops}"))
+        told = f"answers end at the tokens {sorted(template.stop_ids)}, the saved generation config says {stops}"
+        faults.append(Fault(told, kind="config"))
     return proof, faults
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finery.data.jinja import FAULTS
+from finery.data.jinja import FAULTS, num_shared
 from finery.data.sample import Message
 from finery.data.template import Template
 
@@ -17,7 +17,7 @@ _AROUND = 3
 
 def difference(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: list[int], here: str = "here", there: str = "there") -> str:
     """The first token in which two lists differ, with the text around it."""
-    place = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    place = num_shared(ours, theirs)
 
     def around(ids: list[int]) -> str:
         token = tokenizer.decode(ids[place : place + 1]) if place < len(ids) else "the end"

@@ -165,7 +165,7 @@ class JinjaTemplate(Template):
                 target, tail = self._closed(whole[start:], messages[place])
                 return [*turns, Turn(whole[begin:start], target, tail)]
             # a template may leave the last answer open: then its ending is the first of what follows in the whole
-            end = ending.find(whole, start, _shared(whole, done) + len(ending.marks), len(done))
+            end = ending.find(whole, start, num_shared(whole, done) + len(ending.marks), len(done))
             if end is None:
                 return None
             turns.append(Turn(whole[begin:start], whole[start:end]))
@@ -193,7 +193,7 @@ class JinjaTemplate(Template):
         `finished` is empty where the template rewrites what comes before the answer, too.
         """
         content = str(message["content"])
-        common = _shared(prompt, finished)
+        common = num_shared(prompt, finished)
         rest, extra = finished[common:], prompt[common:]
         if not finished and "tool_calls" in message:
             raise BadRecord("the model's chat template rewrites what comes before this call: what to learn cannot be told")
@@ -226,7 +226,7 @@ class JinjaTemplate(Template):
         after = self._render([_QUESTION, answer]).rpartition(_PROBE_ANSWER)[2]
         later = self._render([_QUESTION, answer, {"role": "user", "content": "Another"}]).rpartition(_PROBE_ANSWER)[2]
         ids, following = self._ids(after), self._ids(later)
-        for kept in (_shared(ids, following), len(ids)):
+        for kept in (num_shared(ids, following), len(ids)):
             first = next((at for at in range(kept) if ids[at] in self._markers), None)
             if first is not None:
                 run = next((at for at in range(first, kept) if ids[at] not in self._markers), kept)
@@ -331,8 +331,8 @@ def _arguments(thinks: bool | None) -> dict[str, Any]:
     return {} if thinks is None else {"enable_thinking": thinks}
 
 
-def _shared(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists begin with in common."""
+def num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many tokens or letters two begin with in common."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from finery.data.differences import difference, squeezed
-from finery.data.jinja import FAULTS
+from finery.data.jinja import FAULTS, num_shared
+from finery.data.oddities import ANSWERS
 from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.rows.chat import Chat
 from finery.data.sample import Message, Sample
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Way = Literal["row", "turns", "refused"]
 """One row, one row per answer, or none."""
 _UNCUT = 1 << 40
-_ANSWERS = ("assistant", "function")
 _CALL = '{"name": "look", "arguments": {}}'
 _AROUND = 3
 """So many tokens are shown on each side of a place."""
@@ -38,7 +38,7 @@ class Fault:
 
     what: str
     mend: str = ""
-    kind: str = ""  # those of one kind are one finding; the first part of `what`, if not given
+    kind: str = ""  # those of one kind are one finding
     fatal: bool = True
 
 
@@ -75,7 +75,7 @@ class Proof:
         """What is wrong whatever the conversation."""
         if self.served.stop_ids != self.template.stop_ids:
             ours, theirs = (sorted(template.stop_ids) for template in (self.template, self.served))
-            yield Fault(f"answers end at the tokens {ours}, and at {theirs} when served from the saved folder")
+            yield Fault(f"answers end at the tokens {ours}, and at {theirs} when served from the saved folder", kind="stops")
 
     def of(self, sample: Sample) -> Proved:
         """The proof of one conversation; never raises for what is in it."""
@@ -90,7 +90,7 @@ class Proof:
         neutral = self._neutral(sample)
         faults: list[Fault] = []
         if len(conversations) != len(encoded.rows):
-            faults.append(Fault(f"{len(conversations)} conversations gave {len(encoded.rows)} rows"))
+            faults.append(Fault(f"{len(conversations)} conversations gave {len(encoded.rows)} rows", kind="rows"))
         for turns, row in zip(conversations, encoded.rows, strict=False):
             own = [places.pop(0) for _ in turns]
             faults += self._of_row(sample, turns, own, row, neutral is None)
@@ -102,7 +102,7 @@ class Proof:
 
     def _places(self, sample: Sample, alone: bool) -> list[int]:
         """Where the answers stand that have a turn in some row."""
-        places = [place for place, message in enumerate(sample.messages) if message.role in _ANSWERS]
+        places = [place for place, message in enumerate(sample.messages) if message.role in ANSWERS]
         if not alone:
             return places
         learnt = [place for place in places if sample.messages[place].train is not False] or places[-1:]
@@ -130,7 +130,7 @@ class Proof:
             ids.append(late)
             labels.append(late if due else IGNORED)
         if not np.array_equal(row.ids, ids):
-            yield Fault(f"the row has other tokens than its turns: {self._difference(row.ids.tolist(), ids)}")
+            yield Fault(f"the row has other tokens than its turns: {self._difference(row.ids.tolist(), ids)}", kind="tokens")
         elif not np.array_equal(row.labels, labels):
             place = int(np.flatnonzero(row.labels != np.asarray(labels))[0])
             shown = self._shown(ids, place)
@@ -172,7 +172,7 @@ class Proof:
             yield self._other_text("".join(texts), str(theirs))
 
     def _other_text(self, ours: str, theirs: str) -> Fault:
-        place = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        place = num_shared(ours, theirs)
         around = [text[max(place - 12, 0) : place + 24] for text in (ours, theirs)]
         told = f"the saved chat template writes another text: {around[1]!r} for {around[0]!r}"
         return Fault(told, kind="text")
