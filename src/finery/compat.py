@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finery.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 EXTRA_OF = {"modelscope": "modelscope"}
@@ -74,3 +75,33 @@ def compiled_chat_template(tokenizer: "PreTrainedTokenizerBase") -> Callable[...
         return compiled.environment.concat(compiled.root_render_func(context))
 
     return render
+
+
+def takes_varlen(query: "Tensor") -> bool:
+    """Whether torch's own attention over rows of many lengths serves: half precision on a GPU that has flash attention, torch from 2.10."""
+    return query.is_cuda and query.dtype.itemsize == 2 and have("torch.nn.attention.varlen") and _has_ampere()
+
+
+def _has_ampere() -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability()[0] >= 8
+
+
+def varlen_attention(
+    query: "Tensor", key: "Tensor", value: "Tensor", starts: "Tensor", longest: int, scale: float, window: int
+) -> "Tensor":
+    """Causal attention over rows end to end: (1, H, T, D), (1, K, T, D) to (1, T, H, D); `starts` (rows + 1) int32."""
+    from inspect import signature
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = signature(varlen_attn).parameters
+    groups = query.shape[1] // key.shape[1]
+    if "enable_gqa" not in known and groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    how: dict[str, object] = {"scale": scale, **({"enable_gqa": groups > 1} if "enable_gqa" in known else {})}
+    behind = window - 1 if window < query.shape[2] else -1
+    how |= {"window_size": (behind, 0)} if "window_size" in known else {"is_causal": True}
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    return varlen_attn(q, k, v, starts, starts, longest, longest, **how)[None]  # type: ignore[arg-type, index]

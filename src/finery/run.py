@@ -24,6 +24,7 @@ from finery.methods.base import Method
 from finery.models.adapters import ADAPTERS
 from finery.models.adapters.base import Adapter
 from finery.models.export import ExportOptions
+from finery.models.kernels import KERNELS
 from finery.models.load import ModelOptions
 from finery.options import Entry, Finding, Keys, OptionGroup, one_of
 from finery.reader import read_keys
@@ -83,6 +84,7 @@ class Run:
     engine: type[Engine]
     engine_options: OptionGroup
     watchers: Mapping[str, OptionGroup]  # options of the callbacks, by name
+    kernels: Mapping[str, OptionGroup]  # options of what makes training fast, by name
     trainer: Mapping[str, Any]  # what is handed to TrainingArguments as it is
     written: Mapping[str, Entry]  # the user's keys, each with its place
 
@@ -120,10 +122,11 @@ class Run:
         parts = {name: part(options) for name, (part, options) in chosen.items() if name != "engine"}
         parts["engine"], parts["engine_options"] = chosen["engine"]  # an engine is built when its model is there
         watchers = {name: CALLBACKS[name].Options.claim(keys, complaints) for name in CALLBACKS.names()}
+        kernels = {name: KERNELS[name].Options.claim(keys, complaints) for name in KERNELS.names()}
         _answer_listed(keys, complaints)  # before the trainer takes what it would not honour here
         trainer = claim_trainer_keys(keys, complaints)
         _answer_rest(keys, complaints)
-        run = cls(**groups, **parts, watchers=watchers, trainer=trainer, written=renamed)  # type: ignore[arg-type]
+        run = cls(**groups, **parts, watchers=watchers, kernels=kernels, trainer=trainer, written=renamed)  # type: ignore[arg-type]
         UserError.raise_any(in_order(run._check(complaints, trains)))
         return run
 
@@ -145,6 +148,7 @@ class Run:
             self.adapter.options,
             self.engine_options,
             *self.watchers.values(),
+            *self.kernels.values(),
         ]
         values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
         if self.source("dataset_dir") == "default" and default_folder(str(self.data.dataset_dir)) == PACKAGED:
@@ -161,7 +165,8 @@ class Run:
     def _findings(self, trains: bool) -> Iterator[Finding]:
         always = [self.model, self.template, self.generation, self.export, self.adapter, self.engine_options]
         watchers = [CALLBACKS[name](options, ()) for name, options in self.watchers.items()]
-        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *watchers] if trains else [])]:
+        kernels = [KERNELS[name](options) for name, options in self.kernels.items()]
+        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *watchers, *kernels] if trains else [])]:
             yield from checked.check(self)
 
     def _check(self, complaints: list[Complaint], trains: bool) -> list[Complaint]:

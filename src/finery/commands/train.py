@@ -52,6 +52,7 @@ def train(run: Run) -> Path:
         new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)
         model = run.adapter.apply(model, found.adapters, new_tokens)
         model = session.set_formats(model)
+        session.speed_up(model, run.kernels, run.rows.cutoff_len)
         trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.watchers)
         session.write_settings(run.resolved(session.decided))
         return session.work(trainer, sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finery.data.rows.base import IGNORED, Row
+from finery.data.rows.base import Row
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -26,16 +26,10 @@ class Loss:
 
 
 def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-    """Sum of -log p over supervised tokens, each predicted from those before it, in fp32."""
-    import torch.nn.functional as F
-
-    labels_BT = batch["labels"][:, 1:]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    logits_BTV = model(**inputs, use_cache=False).logits[:, :-1]
-    supervised_BT = labels_BT != IGNORED
-    logits_SV = logits_BTV[supervised_BT].float()
-    total = F.cross_entropy(logits_SV, labels_BT[supervised_BT], reduction="sum")
-    return Loss(total, supervised_BT.sum())
+    """Sum of -log p over supervised tokens, each predicted from those before it, in fp32; see `finery.models.head`."""
+    labels_BT = batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return Loss(model(**inputs, targets=labels_BT), (labels_BT[:, 1:] >= 0).sum())
 
 
 class Method(ABC):
@@ -57,7 +51,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-        """The loss of one micro-batch; `model` is called through the trainer's wrapper."""
+        """The loss of one micro-batch; `model` is called through the trainer's wrapper, and has learnt of `finery.models.head.teach`."""
 
     def check(self, run: Any) -> Iterator[Finding]:
         """What does not fit together with other keys."""

@@ -16,8 +16,8 @@ class Precision:
     why: str = ""  # said where the run does not get what it asked for
 
 
-def choose_precision(bf16: bool, fp16: bool, pure_bf16: bool, device: torch.device, frozen_base: bool) -> Precision:
-    """What `bf16`, `fp16` and `pure_bf16` mean on this device.
+def choose_precision(bf16: bool | None, fp16: bool, pure_bf16: bool, device: torch.device, frozen_base: bool) -> Precision:
+    """What `bf16`, `fp16` and `pure_bf16` mean on this device; without any of them, bf16 is taken where the device computes it.
 
     `frozen_base` says that the base's weights are not trained (LoRA): they may then be held in half precision,
     while trained weights stay fp32 unless `pure_bf16`.
@@ -25,10 +25,11 @@ def choose_precision(bf16: bool, fp16: bool, pure_bf16: bool, device: torch.devi
     if pure_bf16:
         slow = device.type == "cpu" and not cpu_computes_bf16()
         return Precision(torch.bfloat16, torch.bfloat16, None, "this CPU has no bf16 instructions: pure_bf16 will be slow" if slow else "")
-    asked = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
+    unasked = bf16 is None and not fp16
+    asked = torch.bfloat16 if bf16 or unasked else torch.float16 if fp16 else None
     why = _refusal(asked, device)
     if asked is None or why:
-        return Precision(torch.float32, torch.float32, None, why)
+        return Precision(torch.float32, torch.float32, None, "" if unasked else why)
     return Precision(asked if frozen_base else torch.float32, torch.float32, asked)
 
 

@@ -77,16 +77,18 @@ class LoopOptions(OptionGroup):
     """Take the samples in the order of the files."""
     train_sampling_strategy: Sampling = "random"
     """In which order samples are taken: random, sequential, or group_by_length, which puts those of like length into the same step."""
-    bf16: bool = False
-    """Mixed precision in bfloat16, where the device computes it."""
+    bf16: bool | None = None
+    """Mixed precision in bfloat16, where the device computes it; not given, it is used if the device has instructions for it."""
     fp16: bool = False
     """Mixed precision in float16, on a GPU."""
     ddp_timeout: int = Field(1800, gt=0)
     """Seconds that processes wait for each other."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    token_budget: int | None = Field(None, gt=0)
+    """Tokens that a device works on at once, chosen from memory where not given; which rows share a micro-batch does not change a step."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, more time. Only where they would not fit, unless it is given."""
     disable_gradient_checkpointing: bool = False
-    """Never recompute activations, which is so anyway unless gradient_checkpointing is on."""
+    """Never recompute activations."""
     resume_from_checkpoint: str | bool | None = None
     """A checkpoint folder to go on with, or true for the newest."""
 
@@ -338,7 +340,9 @@ def claim_trainer_keys(keys: Keys, complaints: list[Complaint]) -> dict[str, Any
     return read
 
 
-def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "Precision", folder: Path) -> "TrainingArguments":
+def training_arguments(
+    loop: LoopOptions, rest: Mapping[str, Any], precision: "Precision", folder: Path, recompute: bool
+) -> "TrainingArguments":
     """What Hugging Face's loop reads. Its batches are our whole steps, so it must not accumulate by itself."""
     import torch
     from transformers import TrainingArguments
@@ -353,12 +357,15 @@ def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "P
         "do_train",
         "do_eval",
         "disable_gradient_checkpointing",
+        "gradient_checkpointing",
+        "token_budget",
     }
     values = loop.model_dump(exclude=ours) | dict(rest)
     values |= {
         "output_dir": str(folder),
         "gradient_accumulation_steps": 1,
         "warmup_steps": loop.warmup_steps or min(loop.warmup_ratio or 0, 1 - 1e-9),  # from 1 on it would be a number of steps
+        "activation_checkpointing": recompute,
         "bf16": precision.autocast == torch.bfloat16,
         "fp16": precision.autocast == torch.float16,
         "use_cpu": bool(rest.get("use_cpu")) or not torch.cuda.is_available(),
@@ -372,7 +379,6 @@ def training_arguments(loop: LoopOptions, rest: Mapping[str, Any], precision: "P
     if loop.save_strategy == "best" or loop.load_best_model_at_end:
         values["metric_for_best_model"] = rest.get("metric_for_best_model") or "eval_loss"
         values["greater_is_better"] = bool(rest.get("greater_is_better", False))
-    values["activation_checkpointing"] = values.pop("gradient_checkpointing")
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, RuntimeError, ImportError) as error:  # what needs the device or a package to be known

@@ -1,6 +1,7 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
 from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
+from finery.training.choices import Choices
+from finery.training.fast import Fast, make_fast
+from finery.training.memory import fit
 from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
 
 if TYPE_CHECKING:
@@ -54,16 +58,22 @@ class Session:
             raise UserError(f"'output_dir': {self.folder} cannot be made: {error.strerror}") from None
         device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
         self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
-        self.decided: dict[str, tuple[Any, str]] = dict(adapter.decided())
+        recompute = False if loop.disable_gradient_checkpointing else loop.gradient_checkpointing
+        self.choices = Choices({"token_budget": loop.token_budget, "gradient_checkpointing": recompute}, self.start)
+        self.fast = Fast()
+        self._settled: dict[str, tuple[Any, str]] = dict(adapter.decided())
         if self.start is not None and loop.resume_from_checkpoint is None:
-            self.decided["resume_from_checkpoint"] = (None, f"went on with {self.start}")
+            self._settled["resume_from_checkpoint"] = (None, f"went on with {self.start}")
         if loop.eval_strategy == "steps" and loop.eval_steps is None:
-            self.decided["eval_steps"] = (loop.logging_steps, "as logging_steps")
+            self._settled["eval_steps"] = (loop.logging_steps, "as logging_steps")
         self.watchers: list[Any] = []
         if self.precision.why:
             log.warning(self.precision.why)
             if not model.pure_bf16:
-                self.decided["bf16" if loop.bf16 else "fp16"] = (False, self.precision.why)
+                self._settled["bf16" if loop.bf16 else "fp16"] = (False, self.precision.why)
+        elif loop.bf16 is None and not loop.fp16 and not model.pure_bf16:
+            has = self.precision.autocast is not None
+            self._settled["bf16"] = (has, f"this {device.type.upper()} {'computes' if has else 'has no'} bf16")
 
     def source(self) -> Trained:
         """What is trained on: the base and the given adapters; to evaluate alone, what an earlier run left here as well."""
@@ -79,7 +89,7 @@ class Session:
         if asked is None:
             if not own:
                 log.warning("the model has no chat template of its own: template 'default' is used")
-            self.decided["template"] = (None, f"{template.name} template") if own else (template.name, "the model has none of its own")
+            self._settled["template"] = (None, f"{template.name} template") if own else (template.name, "the model has none of its own")
         elif own and (difference := first_difference(template, tokenizer, own)):
             log.warning("template %r is not the one that this model was made with: %s. It is trained as asked", asked, difference)
 
@@ -92,6 +102,26 @@ class Session:
         everything = sum(p.numel() for p in model.parameters())
         log.info("training %s of %s weights (%.2f %%)", f"{trained:,}", f"{everything:,}", 100 * trained / everything)
         return model
+
+    def speed_up(self, model: Any, kernels: Mapping[str, OptionGroup], longest: int) -> None:
+        """Put kernels in place and settle how much is worked on at once; rows have at most `longest` tokens."""
+        device = self._device()
+        model.to(device)
+        found = fit(model, longest, device, self.choices.pinned["gradient_checkpointing"])
+        self.choices.settle("gradient_checkpointing", lambda: (found.recompute, found.why))
+        self.choices.settle("token_budget", lambda: (found.token_budget, found.why))
+        self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)
+
+    def _device(self) -> torch.device:
+        """Where this process trains."""
+        if not torch.cuda.is_available() or self.rest.get("use_cpu"):
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def decided(self) -> dict[str, tuple[Any, str]]:
+        """Keys whose value this run settled, and why."""
+        return self._settled | {name: (False, why) for name, why in self.fast.left.items()} | self.choices.decided()
 
     @property
     def has_work(self) -> bool:
@@ -123,7 +153,7 @@ class Session:
         from finery.training.trainer import Trainer
 
         loop = self.loop
-        arguments = training_arguments(loop, self.rest, self.precision, self.folder)
+        arguments = training_arguments(loop, self.rest, self.precision, self.folder, self.choices["gradient_checkpointing"])
         wanted = [(CALLBACKS[name], options) for name, options in watchers.items() if CALLBACKS[name].wanted(options)]
         parts = [type(part.__name__, (part, TrainerCallback), {})(options, method.plots) for part, options in wanted]
 
@@ -140,7 +170,7 @@ class Session:
             method=method,
             rows=rows,
             step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps,
-            token_budget=loop.per_device_train_batch_size * rows.options.cutoff_len,
+            choices=self.choices,
             order=sets.order,
             save_beside=save_beside,
             model=model,
@@ -181,8 +211,10 @@ class Session:
         sets.confirm()
         if self.loop.do_train and is_first():
             write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
-        names = ("train_loss", "eval_loss", "train_runtime", "train_tokens_per_second")
+        names = ("train_loss", "eval_loss", "train_runtime")
         shown = [f"{name} {metrics[name]:.4g}" for name in names if name in metrics]
+        if speed := trainer.bound():
+            log.info("%s", speed)
         log.info("done: %s; everything is in %s", ", ".join(shown), self.folder)
         return self.folder
 
@@ -203,6 +235,7 @@ class Session:
         metrics = result.metrics | {
             "train_samples_per_second": round(samples / seconds, 3),
             "train_tokens_per_second": round(trainer.tokens_trained / seconds, 1),
+            **{f"train_{name}": value for name, value in trainer.speeds().items() if name != "tokens_per_second"},
         }
         trainer.save_model()
         trainer.save_metrics("train", metrics)

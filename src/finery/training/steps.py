@@ -5,17 +5,38 @@ from collections.abc import Sequence
 from finery.data.rows.base import Row
 
 MOST_PADDING = 0.25
-"""Rows share a micro-batch only while padding is at most this part of the longest: padded tokens cost as much as real ones."""
+"""Padded rows share a micro-batch only while padding is at most this part of the longest: padded tokens cost as much as real ones."""
 
 
-def cut(rows: Sequence[Row], budget: int) -> list[list[Row]]:
-    """Micro-batches of at most `budget` tokens with padding, longest rows first; a longer row stands alone.
+def cut(rows: Sequence[Row], budget: int, end_to_end: bool = False) -> list[list[Row]]:
+    """Micro-batches of at most `budget` tokens, padding counted unless rows lie end to end; a longer row stands alone.
 
-    Which rows share a micro-batch does not change the gradient of the step, only its cost.
+    Rows are sorted by length, longest first. Which rows share a micro-batch does not change the gradient of the step, only its cost.
     """
+    ordered = sorted(rows, key=lambda row: -len(row.ids))
+    return _by_tokens(ordered, budget) if end_to_end else _by_padding(ordered, budget)
+
+
+def _by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+    """As few as the budget allows, and all about as long."""
+    whole = sum(len(row.ids) for row in rows)
+    aim = whole / max(-(-whole // budget), 1)
+    parts: list[list[Row]] = []
+    filled = 0
+    for row in rows:
+        if parts and filled + len(row.ids) <= budget and filled + len(row.ids) / 2 <= aim:
+            parts[-1].append(row)
+            filled += len(row.ids)
+        else:
+            parts.append([row])
+            filled = len(row.ids)
+    return parts
+
+
+def _by_padding(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     parts: list[list[Row]] = []
     longest = 0
-    for row in sorted(rows, key=lambda row: -len(row.ids)):
+    for row in rows:
         if parts and longest * (len(parts[-1]) + 1) <= budget and len(row.ids) >= (1 - MOST_PADDING) * longest:
             parts[-1].append(row)
         else:

@@ -17,7 +17,11 @@ from finery.data.rows.base import IGNORED, Row, Rows
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.methods.base import Loss, Method
+from finery.models.head import bare, teach
 from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
+from finery.training.choices import Choices
+from finery.training.clock import Clock, bound, flops_each, product_peak
+from finery.training.memory import is_out_of_memory
 from finery.training.sampler import StepSampler
 from finery.training.steps import cut
 
@@ -47,7 +51,7 @@ class Trainer(transformers.Trainer):
         method: Method,
         rows: Rows,
         step_size: int,
-        token_budget: int,
+        choices: Choices,
         order: Order | None,
         save_beside: Callable[[Path], None],
         **kwargs: Any,
@@ -56,7 +60,11 @@ class Trainer(transformers.Trainer):
         self.method = method
         self.rows = rows
         self.step_size = step_size
-        self.token_budget = token_budget
+        self.choices = choices
+        teach(bare(self.model))
+        self.clock = Clock(self.args.device)
+        self._flops_each = flops_each(bare(self.model))
+        self._peak = 0.0  # of products, measured when it is first told
         self.order = order  # in which the training set is dealt
         self.save_beside = save_beside
         self._sampler: StepSampler
@@ -95,22 +103,72 @@ class Trainer(transformers.Trainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimizers have two modes
         rows: list[Row] = inputs
+        self.clock.mark("data")
         self.tokens_trained += sum(len(row.ids) for row in rows) * self.args.world_size
         scale = self.args.world_size / max(self._total(self.method.weight(rows)), 1)
-        parts = cut(rows, self.token_budget) or [[_silent()]]  # a rank without rows still takes part in the exchange of gradients
+        dice = random_states()
+        while True:
+            try:
+                share = self._forward_and_backward(model, rows, scale)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._take_less(rows, str(error))
+            # outside of `except`, whose error would hold on to everything that the step had made
+            model.zero_grad(set_to_none=True)
+            if self.args.device.type == "cuda":
+                torch.cuda.empty_cache()
+            restore_random_states(dice)
+        num_tokens = sum(len(row.ids) for row in rows)
+        num_supervised = sum(row.num_supervised for row in rows)
+        self.clock.count(num_tokens, num_supervised, self._flops_each[0] * num_tokens + self._flops_each[1] * num_supervised)
+        self.last_loss = float(share)
+        return share
+
+    def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Micro-batches; one of a silent row where there are no rows."""
+        return cut(rows, self.choices["token_budget"], end_to_end=self.choices["packed_attention"]) or [[_silent()]]
+
+    def _forward_and_backward(self, model: nn.Module, rows: list[Row], scale: float) -> Tensor:
+        """The step in micro-batches; a rank without rows still takes part in the exchange of gradients."""
+        parts = self._cut(rows)
         share = torch.zeros((), device=self.args.device)
         for place, part in enumerate(parts):
             last = place == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
                 loss = self._measure(model, part)
+                self.clock.mark("forward")
                 # DDP averages over ranks, a step's loss is a sum: hence the number of ranks in `scale`
                 self.accelerator.backward(loss.total * scale)
+                self.clock.mark("backward")
             share += loss.total.detach() * scale
-        self.last_loss = float(share)
         return share
 
+    def _take_less(self, rows: list[Row], said: str) -> None:
+        """Halve the budget, or where a single row is too much, recompute activations; the step is then done again.
+
+        With several processes there is no way back: the others wait in the exchange of gradients.
+        """
+        longest = max(len(row.ids) for row in rows)
+        step = self.state.global_step
+        if self.args.world_size > 1:
+            advice = "set 'token_budget' lower, or 'gradient_checkpointing: true'"
+            raise UserError(f"out of memory in step {step + 1} with micro-batches of {self.choices['token_budget']} tokens: {advice}")
+        if len(self._cut(rows)) < len(rows):
+            half = min(self.choices["token_budget"], sum(len(row.ids) for row in rows)) // 2
+            log.warning("out of memory: from step %d on, micro-batches hold %d tokens; the step is done again", step + 1, half)
+            self.choices.change("token_budget", half, "memory was used up", step)
+        elif not bare(self.model).is_gradient_checkpointing and self.choices.pinned.get("gradient_checkpointing") is not False:
+            bare(self.model).gradient_checkpointing_enable(self.args.activation_checkpointing_kwargs or {"use_reentrant": False})
+            log.warning("out of memory: from step %d on, activations are computed again in the backward pass", step + 1)
+            self.choices.change("gradient_checkpointing", True, "memory was used up", step)
+        else:
+            text = f"out of memory in step {step + 1} with a single row of {longest} tokens"
+            raise UserError(f"{text}: a lower 'cutoff_len', 'bf16: true' or a smaller model would need less ({said[:200]})")
+
     def _measure(self, model: nn.Module, rows: Sequence[Row]) -> Loss:
-        batch = self._prepare_inputs(self.rows.collate(rows))
+        batch = self._prepare_inputs(self.rows.collate(rows, end_to_end=self.choices["packed_attention"]))
         with self.compute_loss_context_manager():
             return self.method.loss(model, batch)  # type: ignore[arg-type]
 
@@ -136,7 +194,7 @@ class Trainer(transformers.Trainer):
             self.optimizer.eval()  # type: ignore[union-attr]
         total, weight = 0.0, 0.0
         for rows in dataloader:
-            for part in cut(rows, self.token_budget) or [[_silent()]]:
+            for part in self._cut(rows):
                 with torch.no_grad():
                     loss = self._measure(model, part)  # type: ignore[arg-type]
                 total += float(loss.total)
@@ -147,6 +205,37 @@ class Trainer(transformers.Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
 
     # -- counts that the loop asks for
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With the speeds since the beginning of this session."""
+        super().log(logs | self.speeds() if "loss" in logs else logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Called when a step is done; what happens in here is no part of it."""
+        self.clock.mark("optimizer")
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.clock.start()
+
+    def speeds(self) -> dict[str, float]:
+        """Tokens a second, the share of each phase, and of the machine's peak (of one device and process)."""
+        report = self.clock.report()
+        if not report:
+            return {}
+        if not self._peak:
+            weight = next(p for p in self.model.parameters() if p.ndim == 2)  # type: ignore[union-attr]
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else weight.dtype
+            self._peak = product_peak(dtype, self.args.device)
+        return report | {"peak_tflops": round(self._peak / 1e12, 4), "mfu": round(report["tflops"] * 1e12 / self._peak, 4)}
+
+    def bound(self) -> str:
+        """A sentence for the end of a run: how fast, and what bounds it."""
+        found = self.speeds()
+        if not found:
+            return ""
+        shares = ", ".join(f"{name} {found[f'{name}_share']:.0%}" for name in ("data", "forward", "backward", "optimizer"))
+        speed = f"{found['tokens_per_second']:.0f} tokens/s ({found['supervised_tokens_per_second']:.0f} supervised)"
+        peak = f"{found['mfu']:.0%} of the {found['peak_tflops']:.3g} TFLOP/s that products reach here"
+        return f"{speed}, {peak}; {shares}. What bounds it: {bound(found, found['mfu'])}"
 
     def num_samples_in(self, num_steps: int) -> int:
         """How many samples so many steps from the beginning hold, all ranks together."""
@@ -177,6 +266,7 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())  # type: ignore[union-attr]
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
+            self.choices.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None = None) -> None:
         if checkpoint is None:

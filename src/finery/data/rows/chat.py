@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finery.data.rows.base import IGNORED, Cut, Encoded, Row, Rows, pad
+from finery.data.rows.base import IGNORED, Cut, Encoded, Row, Rows, lay, pad
 from finery.data.sample import BadRecord, Sample
 from finery.data.spelled import without_marks
 from finery.data.template import Turn
@@ -134,9 +134,9 @@ class Chat(Rows):
         piece.close()
         return piece
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Padded on the right, see `pad`."""
-        return pad(rows)
+    def collate(self, rows: Sequence[Row], end_to_end: bool = False) -> dict[str, torch.Tensor]:
+        """See `lay` and `pad`."""
+        return lay(rows) if end_to_end else pad(rows)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finery.data.rows.base import Cut, Encoded, Row, Rows, pad
+from finery.data.rows.base import Cut, Encoded, Row, Rows, lay, pad
 from finery.data.sample import Sample
 from finery.data.tokenise import Asking
 from finery.errors import UserError
@@ -48,6 +48,6 @@ class Text(Rows):
         """Count what is learnt."""
         return [replace(one, num_supervised=sum(row.num_supervised for row in one.rows)) for one in drafts]
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Padded on the right, see `pad`."""
-        return pad(rows)
+    def collate(self, rows: Sequence[Row], end_to_end: bool = False) -> dict[str, torch.Tensor]:
+        """See `lay` and `pad`."""
+        return lay(rows) if end_to_end else pad(rows)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from finery.errors import UserError
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -62,3 +63,13 @@ def module_names(model: Any) -> dict[str, list[str]]:
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head and name:
             found.setdefault(name.rpartition(".")[2], []).append(name)
     return found
+
+
+def layer_stack(model: Any) -> tuple[str, Any]:
+    """The longest list of modules, which is the stack of layers, and its name with a dot; raises `UserError` where there is none."""
+    from torch import nn
+
+    stacks = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not stacks:
+        raise UserError("the model has no stack of layers: 'finetuning_type: lora' or 'full' may serve")
+    return max(stacks, key=lambda stack: len(stack[1]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finery.errors import UserError, suggestion
-from finery.models.adapters.base import Adapter
+from finery.models.adapters.base import Adapter, layer_stack
 from finery.options import CommaList, OptionGroup
 
 __all__ = ["Freeze"]
@@ -29,7 +29,7 @@ class Freeze(Adapter):
     def apply(self, model: Any, folders: Sequence[Path] = (), new_tokens: range = range(0)) -> Any:
         """Freeze all, then open what the keys name. Raises `UserError` for layers or modules that are not there."""
         model.requires_grad_(False)
-        prefix, layers = _layer_stack(model)
+        prefix, layers = layer_stack(model)
         wanted = self._wanted(len(layers))
         inner = {part for name, _ in layers[0].named_parameters() for part in name.split(".")[:-1]}
         outer = {part for name, _ in model.named_parameters() if not name.startswith(prefix) for part in name.split(".")[:-1]}
@@ -51,16 +51,6 @@ class Freeze(Adapter):
                 f"'freeze_trainable_layers' is {number}, but the model has {num_layers} layers; give 1 to {num_layers}, or negative"
             )
         return set(range(num_layers - number, num_layers) if number > 0 else range(-number))
-
-
-def _layer_stack(model: Any) -> tuple[str, Any]:
-    """The longest list of modules is the stack of layers; its name ends in a dot."""
-    from torch import nn
-
-    stacks = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not stacks:
-        raise UserError("'finetuning_type: freeze' finds no stack of layers in this model; use lora or full")
-    return max(stacks, key=lambda stack: len(stack[1]))
 
 
 def _all_known(key: str, names: Sequence[str], known: set[str]) -> None:

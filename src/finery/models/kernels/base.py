@@ -1,0 +1,85 @@
+"""What a kernel is: a faster way to compute what a model computes anyway, put in place of it on one instance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finery.options import Finding, OptionGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Patches:
+    """Methods replaced on instances, so that a trial which fails can put the model's own back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Let `module` compute with `forward`; its class and all other instances stay as they are."""
+        before = module.__dict__.get("forward")
+        module.forward = forward
+
+        def back() -> None:
+            del module.__dict__["forward"]
+            if before is not None:
+                module.forward = before
+
+        self.also(back)
+
+    def also(self, back: Callable[[], None]) -> None:
+        """Remember how to take something else back."""
+        self._undo.append(back)
+
+    def undo(self) -> None:
+        """Put everything back, the last first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+class Kernel(ABC):
+    """One faster way. Its one key bears the file's name and switches it off."""
+
+    Options: ClassVar[type[OptionGroup]]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def fits(self, model: Any) -> str:
+        """Nothing where the kernel can serve on this model and machine, else what keeps it from it."""
+
+    @abstractmethod
+    def apply(self, model: Any, patches: Patches) -> int:
+        """Put it in place wherever it computes what is there; returns in how many places."""
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """What does not fit together with other keys."""
+        yield from ()
+
+
+def is_close(ours: Tensor, plain: Tensor) -> bool:
+    """Whether two results are the same but for rounding in their number format."""
+    import torch
+
+    half = torch.finfo(plain.dtype).bits == 16
+    return bool(torch.allclose(ours.float(), plain.float(), rtol=3e-2 if half else 1e-4, atol=(3e-2 if half else 1e-4) * _scale(plain)))
+
+
+def _scale(tensor: Tensor) -> float:
+    return float(tensor.float().abs().max()) or 1.0
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether nobody has replaced this instance's forward."""
+    return "forward" not in module.__dict__
+
+
+def cpu_only(model: Any) -> str:
+    """What keeps a kernel in C from serving."""
+    from finery.models.kernels import native
+
+    return "" if native.serves(next(model.parameters())) else "it is built for CPUs, and needs a C compiler"

@@ -1,0 +1,123 @@
+"""The output head and its cross entropy on supervised tokens only, in chunks: memory grows with a chunk, not with the tokens.
+
+Shapes: S supervised tokens, H hidden, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finery.models.head import plain_loss, supervised_states
+from finery.models.kernels import native
+from finery.models.kernels.base import is_close
+from finery.models.kernels.functions.lora_linear import compute_dtype
+
+CHUNK_BYTES = 32 * 2**20
+"""About how much memory the logits of a chunk take."""
+
+
+class Shape:
+    """What a model does to its logits before the softmax: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
+
+    def __init__(self, config: Any) -> None:
+        text = config.get_text_config()
+        scale, divisor = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+        self.factor = float(scale or 1.0) / float(divisor or 1.0)
+        self.cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of -log p over S tokens, softmax in fp32. The gradients are computed with the loss, while a chunk's logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_S: Tensor, shape: Shape) -> Tensor:
+        dtype = compute_dtype(hidden_SH, weight_VH)
+        hidden, weight = hidden_SH.detach().to(dtype), weight_VH.detach().to(dtype)
+        wants = ctx.needs_input_grad[:3]
+        dhidden = torch.empty_like(hidden) if wants[0] else None
+        # summed in fp32 over the chunks
+        dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants[1] else None
+        dbias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if bias_V is not None and wants[2] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        size = max(CHUNK_BYTES * (8 if wants[1] else 1) // (len(weight) * hidden.element_size()), 16)
+        for start in range(0, len(hidden), size):
+            part = hidden[start : start + size]
+            logits_CV = torch.nn.functional.linear(part, weight, bias_V.detach().to(dtype) if bias_V is not None else None)
+            loss, gradient_CV = _chunk(logits_CV, target_S[start : start + size], any(wants), shape)
+            total += loss
+            if dhidden is not None:
+                torch.mm(gradient_CV, weight, out=dhidden[start : start + size])
+            if dweight is not None:
+                dweight += gradient_CV.t() @ part
+            if dbias is not None:
+                dbias += gradient_CV.float().sum(0)
+        ctx.gradients = dhidden, dweight, dbias
+        ctx.formats = hidden_SH.dtype, weight_VH.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight, dbias = ctx.gradients
+        ctx.gradients = None  # they are used once, and are large
+        scale = gradients[0]
+        hidden_format, weight_format = ctx.formats
+        return (
+            (dhidden * scale).to(hidden_format) if dhidden is not None else None,
+            dweight.mul_(scale).to(weight_format) if dweight is not None else None,
+            dbias.mul_(scale).to(weight_format) if dbias is not None else None,
+            None,
+            None,
+        )
+
+
+def _chunk(logits_CV: Tensor, target_C: Tensor, wants_gradient: bool, shape: Shape) -> tuple[Tensor, Tensor]:
+    """The chunk's loss, and its gradient in the place of the logits."""
+    simple = shape.factor == 1.0 and not shape.cap
+    if simple and native.serves(logits_CV):
+        loss_C = torch.empty(len(logits_CV), dtype=torch.float32)
+        native.call("cross_entropy", logits_CV, target_C.contiguous(), loss_C, *logits_CV.shape, wants_gradient)
+        return loss_C.sum(), logits_CV
+    scores = logits_CV.float() * shape.factor
+    scores = shape.cap * torch.tanh(scores / shape.cap) if shape.cap else scores
+    logps = torch.log_softmax(scores, dim=-1)
+    loss = -logps.gather(1, target_C[:, None]).sum()
+    if not wants_gradient:
+        return loss, logits_CV
+    gradient = logps.exp_()
+    gradient[torch.arange(len(gradient), device=gradient.device), target_C] -= 1
+    if shape.cap:
+        gradient *= 1 - (scores / shape.cap) ** 2
+    return loss, logits_CV.copy_(gradient.mul_(shape.factor))
+
+
+def chunked_loss(shape: Shape, model: Any, inputs: Mapping[str, Any], labels_BT: Tensor) -> Tensor:
+    """As `finery.models.head.plain_loss`, but no more logits than a chunk's are ever there."""
+    states_SH, target_S = supervised_states(model, inputs, labels_BT)
+    head = model.get_output_embeddings()
+    given = (states_SH, head.weight, head.bias)
+    if not torch.is_grad_enabled():  # inside the function nobody could tell
+        given = tuple(tensor.detach() if tensor is not None else None for tensor in given)
+    return ChunkedLoss.apply(*given, target_S, shape)  # type: ignore[return-value]
+
+
+def difference(model: Any) -> str:
+    """What keeps `chunked_loss` from serving, told on a few random tokens against the model's own logits; nothing where it serves."""
+    if type(model.get_output_embeddings()) is not nn.Linear or model.get_decoder() is model:
+        return "the output head is not a plain linear layer"
+    dice = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.get_output_embeddings().out_features, (1, 8), generator=dice).to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            plain = plain_loss(model, {"input_ids": ids}, ids)
+            ours = chunked_loss(Shape(model.config), model, {"input_ids": ids}, ids)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+        return f"the model's forward is of another kind ({error})"
+    finally:
+        model.train(was_training)
+    return "" if is_close(ours, plain) else f"its loss differs from the model's own ({float(ours):.4g}, not {float(plain):.4g})"

@@ -1,0 +1,187 @@
+"""Linear layers with LoRA as one operation; layers that read the same input share its thin products.
+
+Shapes: T tokens, I inputs, O outputs, r rank, R the ranks of a group together. W (O, I), A (r, I), B (O, r), scale s.
+y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (Hu et al., 2021, arXiv 2106.09685), hence
+dx = dy·W + s·(dy·B)·A,  dA = s·(dy·B)ᵀ·x,  dB = s·dyᵀ·(x·Aᵀ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finery.models.kernels.base import untouched
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
+"""Names of sibling layers that read the same input."""
+
+
+class Products(torch.autograd.Function):
+    """The outputs of n layers on one input; arguments are x, n scales, dropout, then n each of W, bias, A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: Sequence[float], dropout: float, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        n = len(scales)
+        weights, biases, downs, ups = (tensors[place * n : (place + 1) * n] for place in range(4))
+        dtype = compute_dtype(x, weights[0])
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        stacked = torch.cat([down.to(dtype) for down in downs])  # type: ignore[union-attr]
+        masks = [_mask(flat, dropout) for _ in scales] if dropout else []
+        inner = _inner(flat, stacked, [down.shape[0] for down in downs], masks, dropout)  # type: ignore[union-attr]
+        outputs = []
+        for scale, weight, bias, up, low in zip(scales, weights, biases, ups, inner, strict=True):
+            y = torch.nn.functional.linear(flat, weight.to(dtype), bias.to(dtype) if bias is not None else None)  # type: ignore[union-attr]
+            y.addmm_(low, up.t().to(dtype), alpha=scale)  # type: ignore[union-attr]
+            outputs.append(y.view(*x.shape[:-1], -1))
+        ctx.save_for_backward(flat, stacked, *weights, *ups, *inner, *masks)
+        ctx.set_materialize_grads(False)
+        ctx.scales, ctx.dropout, ctx.shape, ctx.format = scales, dropout, x.shape, x.dtype
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        n = len(ctx.scales)
+        flat, stacked, *rest = ctx.saved_tensors
+        weights, ups, inner, masks = (rest[place * n : (place + 1) * n] for place in range(4))
+        wants_x = ctx.needs_input_grad[0]
+        dx: Tensor | None = None
+        dinner, dups = [], []
+        for place, dy in enumerate(gradients):
+            if dy is None:
+                dinner.append(torch.zeros_like(inner[place]))
+                dups.append(torch.zeros_like(ups[place]))
+                continue
+            dy = dy.reshape(len(flat), -1).to(flat.dtype)
+            up = ups[place].to(flat.dtype)
+            dinner.append((dy @ up).mul_(ctx.scales[place]))
+            # the thin operand first: products with few rows run better than ones with few columns
+            dups.append((inner[place].t() @ dy).mul_(ctx.scales[place]).t().to(ups[place].dtype))
+            if wants_x:
+                weight = weights[place].to(flat.dtype)
+                dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+        stack = torch.cat(dinner, dim=1)
+        if wants_x:
+            dx = _input_gradient(dx, stack, stacked, [low.shape[1] for low in inner], masks, ctx.dropout)
+            dx = dx.view(ctx.shape).to(ctx.format)
+        ddowns = _down_gradients(flat, dinner, stack, masks, ctx.dropout)
+        nones = [None] * n
+        return dx, None, None, *nones, *nones, *[d.to(u.dtype) for d, u in zip(ddowns, ups, strict=True)], *dups
+
+
+def compute_dtype(x: Tensor, weight: Any) -> torch.dtype:
+    """What products are computed in: autocast's format where it is on, else the weight's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _mask(flat: Tensor, dropout: float) -> Tensor:
+    """What dropout keeps, drawn as torch draws it."""
+    return torch.nn.functional.dropout(torch.ones_like(flat, dtype=torch.float32), dropout) != 0
+
+
+def _inner(flat: Tensor, stacked: Tensor, ranks: Sequence[int], masks: Sequence[Tensor], dropout: float) -> list[Tensor]:
+    """x·Aᵀ of every layer; without dropout in one product."""
+    if not masks:
+        return [part.contiguous() for part in (flat @ stacked.t()).split(list(ranks), dim=1)]
+    return [_kept(flat, mask, dropout) @ down.t() for mask, down in zip(masks, stacked.split(list(ranks)), strict=True)]
+
+
+def _kept(flat: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    return flat * mask / (1 - dropout)
+
+
+def _input_gradient(
+    dx: Tensor | None, stack: Tensor, stacked: Tensor, ranks: Sequence[int], masks: Sequence[Tensor], dropout: float
+) -> Tensor:
+    """Adds what reaches the input through the thin products."""
+    dx = torch.zeros(len(stack), stacked.shape[1], dtype=stack.dtype, device=stack.device) if dx is None else dx
+    if not masks:
+        return dx.addmm_(stack, stacked)
+    for low, down, mask in zip(stack.split(list(ranks), dim=1), stacked.split(list(ranks)), masks, strict=True):
+        dx += _kept(low @ down, mask, dropout)
+    return dx
+
+
+def _down_gradients(flat: Tensor, dinner: Sequence[Tensor], stack: Tensor, masks: Sequence[Tensor], dropout: float) -> list[Tensor]:
+    if not masks:
+        return list((stack.t() @ flat).split([low.shape[1] for low in dinner]))
+    return [low.t() @ _kept(flat, mask, dropout) for low, mask in zip(dinner, masks, strict=True)]
+
+
+@dataclass
+class Group:
+    """Sibling layers; the first that is called computes all, the others take what is ready if they are asked with the same input."""
+
+    layers: list[Any]
+    ready: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by place: the input and the output
+
+    def forwards(self) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
+        """Every layer, and what it is to compute instead of its own forward."""
+        return ((layer, partial(self.output, place)) for place, layer in enumerate(self.layers))
+
+    def output(self, place: int, x: Tensor) -> Tensor:
+        """The layer's output for `x`."""
+        if place in self.ready:
+            asked, y = self.ready.pop(place)
+            if asked is x:
+                return y
+        if not all(map(_plain_now, self.layers)):
+            return type(self.layers[place]).forward(self.layers[place], x)
+        from_here = self.layers if place == 0 else [self.layers[place]]
+        outputs = _compute(from_here, x)
+        if place == 0:
+            self.ready = {later: (x, y) for later, y in enumerate(outputs) if later}
+        return outputs[0]
+
+
+def _compute(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
+    names = [layer.active_adapters[0] for layer in layers]
+    bases = [layer.base_layer for layer in layers]
+    pairs = list(zip(layers, names, strict=True))
+    dropout = next((float(part.p) for part in (layers[0].lora_dropout[names[0]],) if isinstance(part, nn.Dropout) and part.training), 0.0)
+    return Products.apply(  # type: ignore[return-value]
+        x,
+        [layer.scaling[name] for layer, name in pairs],
+        dropout,
+        *[base.weight for base in bases],
+        *[base.bias for base in bases],
+        *[layer.lora_A[name].weight for layer, name in pairs],
+        *[layer.lora_B[name].weight for layer, name in pairs],
+    )
+
+
+def _plain_now(layer: Any) -> bool:
+    """Whether the adapter counts at this moment: none is merged, switched off or beside another."""
+    return not layer.disable_adapters and not layer.merged and len(layer.active_adapters) == 1
+
+
+def serves(layer: nn.Module) -> bool:
+    """Plain LoRA on a plain linear layer with frozen weights; everything else is left to peft."""
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer) is not Linear or type(base := layer.base_layer) is not nn.Linear or not untouched(layer) or not _plain_now(layer):
+        return False
+    name = layer.active_adapters[0]
+    special = name in layer.lora_variant or layer.lora_B[name].bias is not None or name not in layer.lora_A
+    return not special and not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+
+
+def groups(families: Iterable[dict[str, nn.Module]], serves: Callable[[nn.Module], bool]) -> Iterator[Group]:
+    """The layers that are served, of all families of siblings: those that share an input together, the others alone."""
+    for children in families:
+        left = {name: child for name, child in children.items() if serves(child)}
+        for names in TOGETHER:
+            layers = [left[name] for name in names if name in left]
+            if len(layers) > 1 and len({(layer.in_features, _dropout(layer)) for layer in layers}) == 1:  # type: ignore[arg-type]
+                yield Group(layers)
+                left = {name: layer for name, layer in left.items() if name not in names}
+        yield from (Group([layer]) for layer in left.values())
+
+
+def _dropout(layer: Any) -> float:
+    return float(getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0))

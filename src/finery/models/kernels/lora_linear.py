@@ -1,0 +1,32 @@
+"""Linear layers with LoRA as one operation; layers that read the same input share its thin products."""
+
+from typing import Any
+
+from finery.models.kernels.base import Kernel, Patches
+from finery.options import OptionGroup
+
+__all__ = ["LoraLinear"]
+
+
+class LoraLinear(Kernel):
+    """Serves plain LoRA on plain linear layers, rank-stabilised or with dropout as well; the rest is left to peft."""
+
+    class Options(OptionGroup):
+        lora_linear: bool = True
+        """Compute linear layers and their adapters as one operation."""
+
+    def fits(self, model: Any) -> str:
+        """Everywhere."""
+        from finery.models.kernels.functions.lora_linear import serves
+
+        return "" if any(map(serves, model.modules())) else "there is no plain LoRA layer"
+
+    def apply(self, model: Any, patches: Patches) -> int:
+        """Siblings that read the same input become a group."""
+        from finery.models.kernels.functions.lora_linear import groups, serves
+
+        found = list(groups([dict(parent.named_children()) for parent in model.modules()], serves))
+        for group in found:
+            for layer, forward in group.forwards():
+                patches.forward(layer, forward)
+        return sum(len(group.layers) for group in found)

@@ -1,0 +1,109 @@
+"""Where the time of steps goes, how fast tokens are trained, and what bounds it."""
+
+import time
+from typing import Any
+
+import torch
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+class Clock:
+    """Seconds of each phase, and the work that was done in them. On a GPU, where calls return at once, phases end by events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.tokens = self.supervised = 0
+        self.flops = 0.0
+        self._last: Any = None
+        self._open: list[tuple[str, Any, Any]] = []
+
+    def start(self) -> None:
+        """From here on, time counts for the phase that is marked next."""
+        self._last = self._now()
+
+    def mark(self, phase: str) -> None:
+        """A phase ends."""
+        now = self._now()
+        if self._last is not None:
+            self._open.append((phase, self._last, now))
+        self._last = now
+        if self.device.type != "cuda":
+            self._settle()
+
+    def count(self, tokens: int, supervised: int, flops: float) -> None:
+        """What a step has done."""
+        self.tokens += tokens
+        self.supervised += supervised
+        self.flops += flops
+
+    def report(self) -> dict[str, float]:
+        """Speeds, and the share of each phase; empty before the first step."""
+        self._settle()
+        whole = sum(self.seconds.values())
+        if not whole or not self.tokens:
+            return {}
+        shares = {f"{phase}_share": round(seconds / whole, 4) for phase, seconds in self.seconds.items()}
+        return {
+            "tokens_per_second": round(self.tokens / whole, 1),
+            "supervised_tokens_per_second": round(self.supervised / whole, 1),
+            "tflops": round(self.flops / whole / 1e12, 4),
+            **shares,
+        }
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _settle(self) -> None:
+        if self._open and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        for phase, begin, end in self._open:
+            self.seconds[phase] += end - begin if self.device.type != "cuda" else begin.elapsed_time(end) / 1000
+        self._open.clear()
+
+
+def flops_each(model: Any) -> tuple[float, float]:
+    """Floating-point operations of a step for each token, and for each supervised one more.
+
+    2 for each weight of a product forward, 2 to its inputs, 2 more where it is trained. Embeddings are looked up and count nothing, the
+    head counts for supervised tokens; attention and recomputation are left out, as in the usual figure (Kaplan et al., 2020, arXiv
+    2001.08361).
+    """
+    head = model.get_output_embeddings()
+    each = {False: 0.0, True: 0.0}
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            each[module is head] += module.weight.numel() * (6 if module.weight.requires_grad else 4)
+    return each[False], each[True]
+
+
+def product_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """The fastest of some products of 2048 × 2048 matrices (8192 on a GPU), in FLOP/s: what a training step could reach at most."""
+    size, rounds = (8192, 8) if device.type == "cuda" else (2048, 4)
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def bound(report: dict[str, float], share_of_peak: float) -> str:
+    """What bounds a run, in words."""
+    if report["data_share"] > 0.2:
+        return "the data: samples come more slowly than they are learnt"
+    if report["optimizer_share"] > 0.3:
+        return "the optimizer's step: larger steps would spread it"
+    if share_of_peak > 0.5:
+        return "the model's matrix products"
+    return "memory traffic and small operations between the products"

@@ -1,0 +1,91 @@
+"""How many tokens a micro-batch may hold, and whether activations must be recomputed, from the model's shapes and free memory.
+
+A first rule: what the backward pass needs of one token is counted from the shapes; nothing is tried out.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""More tokens in one micro-batch make nothing faster: a CPU's products are as fast with 256 rows, and its caches are small."""
+SHARE = {"cpu": 0.5, "cuda": 0.8}
+"""The part of free memory that activations may take; a CPU's is shared with everything else on the machine."""
+FEWEST_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Tokens of a micro-batch, whether activations are recomputed, and the reckoning in words."""
+
+    token_budget: int
+    recompute: bool
+    why: str
+
+
+def fit(model: Any, longest: int, device: torch.device, recompute: bool | None = None) -> Fit:
+    """What fits beside the weights of `model`, its gradients and its optimizer's states; `recompute` where that is asked for or ruled out.
+
+    Activations are recomputed only where those of the longest row would not fit otherwise.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    to_come = trained * (4 + 8)  # a gradient and Adam's two moments, fp32
+    free = free_bytes(device)
+    room = max(SHARE[device.type] * (free - to_come), 0)
+    most = MOST_TOKENS[device.type]
+    whole, lean = bytes_per_token(model, recompute=False), bytes_per_token(model, recompute=True)
+    chosen = room < whole * longest if recompute is None else recompute
+    each = lean if chosen else whole
+    budget = int(max(min(most, room // each), FEWEST_TOKENS))
+    return Fit(budget, chosen, f"{each / 2**20:.2f} MB a token, {max(free - to_come, 0) / 2**30:.1f} GB free")
+
+
+def bytes_per_token(model: Any, recompute: bool) -> int:
+    """What the backward pass keeps of one token: per layer the inputs of its products, norms, activation and attention."""
+    config = model.config.get_text_config().to_dict()
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads = config.get("num_attention_heads") or 1
+    keys = config.get("num_key_value_heads") or heads
+    width = config.get("head_dim") or hidden // heads
+    inner = (config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden) * (config.get("num_experts_per_tok") or 1)
+    layer = 6 * hidden + 2 * (heads + keys) * width + 3 * inner
+    size = next(model.parameters()).dtype.itemsize
+    return size * (layers * hidden + layer if recompute else layers * layer)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of the GPU, or of the machine and its control group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [_available(), _left_in_group()]
+    return min(value for value in found if value is not None) if any(value is not None for value in found) else 4 * 2**30
+
+
+def _available() -> int | None:
+    """What the kernel reckons can be had without swapping, in Linux; else half of what is built in."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else None
+
+
+def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves (control groups, version 2), file caches not counted as taken."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(int(limit) - int((folder / "memory.current").read_text()) + int(stats.get("inactive_file", 0)), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: a GPU's, or this process's on a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
