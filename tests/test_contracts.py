@@ -18,6 +18,7 @@ from finery.engines import ENGINES
 from finery.engines.base import GenerationOptions
 from finery.methods import METHODS
 from finery.models.adapters import ADAPTERS
+from finery.models.head import teach
 from finery.models.load import load_model
 from finery.options import OptionGroup
 from finery.registry import Registry
@@ -87,6 +88,7 @@ def test_a_loss_is_a_sum_with_its_weight(name: str, tiny_model: Path, tokenizer:
     rows = ROWS[method.rows](load_template(TemplateOptions(), tokenizer), RowOptions(cutoff_len=500))
     encoded = list(rows.encode(SAMPLE).rows)
     model = load_model(tiny_model, torch.float32, False).eval()
+    teach(model)
     with torch.no_grad():
         one, two = (method.loss(model, rows.collate(encoded * count)) for count in (1, 2))
     assert float(one.weight) == method.weight(encoded)

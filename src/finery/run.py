@@ -247,6 +247,7 @@ def all_options() -> dict[str, type[OptionGroup]]:
     groups = dict(GROUPS)
     for kind, (registry, _) in PARTS.items():
         groups |= {f"{kind} {name}": registry[name].Options for name in registry.names()}
+    groups |= {f"kernel {name}": KERNELS[name].Options for name in KERNELS.names()}
     return groups | {f"callback {name}": CALLBACKS[name].Options for name in CALLBACKS.names()}
 
 

@@ -19,6 +19,7 @@ from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.rows.chat import Chat
 from finery.methods.sft import SFT
 from finery.run import Run
+from finery.training.choices import Choices
 from finery.training.sampler import StepSampler
 from finery.training.steps import cut
 from finery.training.trainer import Trainer
@@ -70,7 +71,7 @@ def build(tiny_model: Path, tmp_path: Path) -> Build:
             method=SFT(SFT.Options()),
             rows=Chat(None, RowOptions(cutoff_len=64)),  # type: ignore[arg-type]  # collates, and encodes nothing here
             step_size=step_size,
-            token_budget=budget,
+            choices=Choices({"token_budget": budget, "packed_attention": False, "gradient_checkpointing": False}),
             order=Sequential(len(units)),
             save_beside=lambda folder: None,
             model=AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32),

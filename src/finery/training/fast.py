@@ -43,7 +43,9 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
     base, fast, patches = bare(model), Fast(), Patches()
     teach(base)
     tries = _Trial(model, base, autocast)
-    plain = None if choices.knows(PACKS) else tries.measure("apart")  # else the trial was made when the run began
+    any_on = any(KERNELS[name](given).is_on for name, given in kernels.items())
+    # what a checkpoint tells was tried when its run began
+    plain = None if choices.knows(PACKS) or not any_on else tries.measure("apart")
     for name in KERNELS.names():
         if name != PACKS:
             _place(name, kernels[name], base, patches, fast)
@@ -64,7 +66,7 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
 def _place(name: str, options: OptionGroup, base: Any, patches: Patches, fast: Fast) -> bool:
     """Put one kernel in place; whether it serves anywhere."""
     kernel = KERNELS[name](options)
-    why = kernel.fits(base) if options.model_dump()[name] else "switched off"
+    why = kernel.fits(base) if kernel.is_on else "switched off"
     places = 0 if why else kernel.apply(base, patches)
     if places:
         fast.places[name] = places
@@ -87,7 +89,7 @@ class _Trial:
     def __init__(self, model: Any, base: Any, autocast: torch.dtype | None) -> None:
         self.model, self.base, self.autocast = model, base, autocast
         dice = np.random.default_rng(0)
-        vocabulary = base.get_input_embeddings().num_embeddings
+        vocabulary = base.config.get_text_config().vocab_size
         lengths = (24, 1, 17, 9)
         ids = [dice.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
         self.rows = [Row(row, np.where(dice.random(len(row)) < 0.7, row, -100).astype(np.int32)) for row in ids]

@@ -45,12 +45,13 @@ def fit(model: Any, longest: int, device: torch.device, recompute: bool | None =
 
 def bytes_per_token(model: Any, recompute: bool) -> int:
     """What the backward pass keeps of one token: per layer the inputs of its products, norms, activation and attention."""
-    config = model.config.get_text_config().to_dict()
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads = config.get("num_attention_heads") or 1
-    keys = config.get("num_key_value_heads") or heads
-    width = config.get("head_dim") or hidden // heads
-    inner = (config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden) * (config.get("num_experts_per_tok") or 1)
+    config = model.config.get_text_config()
+    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    # what families of models call alike is asked through transformers' names, the rest where a config has it
+    others = config.to_dict()
+    keys = others.get("num_key_value_heads") or heads
+    width = others.get("head_dim") or hidden // heads
+    inner = (others.get("intermediate_size") or others.get("ffn_dim") or 4 * hidden) * (others.get("num_experts_per_tok") or 1)
     layer = 6 * hidden + 2 * (heads + keys) * width + 3 * inner
     size = next(model.parameters()).dtype.itemsize
     return size * (layers * hidden + layer if recompute else layers * layer)

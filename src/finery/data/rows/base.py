@@ -109,8 +109,7 @@ class Rows(ABC):
 def lay(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """Lay rows end to end: `input_ids`, `position_ids`, `labels`, each (1, T of all), int64, and where rows begin and end.
 
-    `cu_seq_lens_q`, `cu_seq_lens_k` (rows + 1, int32), `max_length_q` and `max_length_k` are what transformers hands to attention. A row
-    whose own positions begin anew is several that do not see each other.
+    `cu_seq_lens_q`, `cu_seq_lens_k` (rows + 1, int32), `max_length_q` and `max_length_k` are what transformers hands to attention.
     """
     import numpy as np
     import torch
@@ -119,10 +118,8 @@ def lay(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     labels = [np.concatenate(([IGNORED], row.labels[1:])) for row in rows]  # nothing predicts the first token of a row
     arrays = {"input_ids": [row.ids for row in rows], "position_ids": positions, "labels": labels}
     batch = {name: torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for name, parts in arrays.items()}
-    flat = batch["position_ids"][0]
-    starts = (flat == 0).nonzero()[:, 0]
-    ends = torch.cat([starts, torch.tensor([len(flat)])]).to(torch.int32)
-    longest = int(ends.diff().max())
+    lengths = [len(row.ids) for row in rows]
+    ends, longest = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)), max(lengths)
     return batch | {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}  # type: ignore[dict-item]
 
 

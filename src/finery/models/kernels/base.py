@@ -41,12 +41,18 @@ class Patches:
 
 
 class Kernel(ABC):
-    """One faster way. Its one key bears the file's name and switches it off."""
+    """One faster way, which one key switches off (or on)."""
 
     Options: ClassVar[type[OptionGroup]]
+    switch: ClassVar[str]  # the key
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the user's keys let it serve."""
+        return self.options.model_dump()[self.switch]
 
     @abstractmethod
     def fits(self, model: Any) -> str:

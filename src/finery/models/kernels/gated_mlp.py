@@ -11,6 +11,8 @@ __all__ = ["GatedMlp"]
 class GatedMlp(Kernel):
     """Serves MLPs of gate_proj, up_proj and down_proj with SiLU or GELU's tanh form."""
 
+    switch = "gated_mlp"
+
     class Options(OptionGroup):
         gated_mlp: bool = True
         """Compute SwiGLU and its like in one pass over memory (CPU)."""

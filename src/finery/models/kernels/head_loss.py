@@ -11,6 +11,8 @@ __all__ = ["HeadLoss"]
 class HeadLoss(Kernel):
     """Serves models whose logits are a linear layer of the last hidden states, scaled or capped."""
 
+    switch = "head_loss"
+
     class Options(OptionGroup):
         head_loss: bool = True
         """Compute the output head for supervised tokens only and never all logits at once."""

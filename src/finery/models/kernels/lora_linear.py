@@ -11,6 +11,8 @@ __all__ = ["LoraLinear"]
 class LoraLinear(Kernel):
     """Serves plain LoRA on plain linear layers, rank-stabilised or with dropout as well; the rest is left to peft."""
 
+    switch = "lora_linear"
+
     class Options(OptionGroup):
         lora_linear: bool = True
         """Compute linear layers and their adapters as one operation."""

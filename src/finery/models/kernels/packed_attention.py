@@ -18,6 +18,8 @@ NAMES = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "flex": "flex_a
 class PackedAttention(Kernel):
     """Registered with transformers under a name of its own, for the layers of one model."""
 
+    switch = "packed_attention"
+
     class Options(OptionGroup):
         packed_attention: bool = True
         """Lay the rows of a micro-batch end to end instead of padding them; a trial on the model's first layers must give the same."""

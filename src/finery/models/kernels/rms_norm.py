@@ -11,6 +11,8 @@ __all__ = ["RmsNorm"]
 class RmsNorm(Kernel):
     """Serves every module that turns out to compute this, whatever its class is called."""
 
+    switch = "rms_norm"
+
     class Options(OptionGroup):
         rms_norm: bool = True
         """Normalise in one pass over memory (CPU)."""

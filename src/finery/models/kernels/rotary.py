@@ -11,6 +11,8 @@ __all__ = ["Rotary"]
 class Rotary(Kernel):
     """Serves attention modules whose forward calls transformers' usual function, if that computes the same."""
 
+    switch = "rotary"
+
     class Options(OptionGroup):
         rotary: bool = True
         """Turn queries and keys by their positions in one pass over memory (CPU)."""

@@ -34,6 +34,10 @@ class ProgressBar(Callback):
         self.started, self.first_step = time.time(), state.global_step
         if not state.is_world_process_zero:
             return
+        choices = self.trainer.choices
+        laid = "end to end" if choices["packed_attention"] else "padded"
+        recomputed = ", activations are recomputed" if choices["gradient_checkpointing"] else ""
+        log.info("steps begin: micro-batches of at most %d tokens, rows %s%s", choices["token_budget"], laid, recomputed)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -21,6 +21,7 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, kind: int) -> Tensor:
+        """y, with gate and up kept."""
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
         native.call("gated_forward", gate, up, y, gate.numel(), _kind(kind))
@@ -30,6 +31,7 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """d gate and d up."""
         gate, up = ctx.saved_tensors
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         native.call("gated_backward", gradients[0].to(gate.dtype).contiguous(), gate, up, dgate, dup, gate.numel(), _kind(ctx.kind))

@@ -35,6 +35,7 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_S: Tensor, shape: Shape) -> Tensor:
+        """The sum; kept are the finished gradients of what is trained or leads to it."""
         dtype = compute_dtype(hidden_SH, weight_VH)
         hidden, weight = hidden_SH.detach().to(dtype), weight_VH.detach().to(dtype)
         wants = ctx.needs_input_grad[:3]
@@ -61,6 +62,7 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, times that of the sum."""
         dhidden, dweight, dbias = ctx.gradients
         ctx.gradients = None  # they are used once, and are large
         scale = gradients[0]

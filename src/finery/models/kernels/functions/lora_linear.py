@@ -26,6 +26,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Sequence[float], dropout: float, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """The n outputs; kept are x, x·Aᵀ, the stacked A and what dropout kept."""
         n = len(scales)
         weights, biases, downs, ups = (tensors[place * n : (place + 1) * n] for place in range(4))
         dtype = compute_dtype(x, weights[0])
@@ -45,6 +46,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of x, A and B; an output that nobody used adds nothing."""
         n = len(ctx.scales)
         flat, stacked, *rest = ctx.saved_tensors
         weights, ups, inner, masks = (rest[place * n : (place + 1) * n] for place in range(4))

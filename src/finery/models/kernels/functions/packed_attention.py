@@ -28,6 +28,7 @@ class CausalRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, ends: Sequence[int], scale: float, window: int) -> Tensor:
+        """(1, T, H, D)"""
         q, k, v = _grouped(query, key), key[0], value[0]  # (K, T, G, D), (K, T, D)
         out = torch.empty(q.shape[1], q.shape[0], *q.shape[2:], dtype=q.dtype)  # (T, K, G, D), as the next layer reads it
         lse = torch.empty(q.shape[:3], dtype=torch.float32)
@@ -42,6 +43,7 @@ class CausalRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        """The scores once more, then the gradients of queries, keys and values."""
         q, key, value, out, lse = ctx.saved_tensors
         k, v = key[0], value[0]
         dout = gradients[0].to(q.dtype).view(out.shape)
@@ -50,18 +52,18 @@ class CausalRows(torch.autograd.Function):
         dq = torch.empty_like(q)
         # several blocks may add to a key: in fp32, unless every row is one block
         blocks = list(_blocks(ctx.ends, q.shape[0] * q.shape[2], ctx.window))
-        format_ = q.dtype if len(blocks) == len(ctx.ends) else torch.float32
-        dk, dv = (torch.zeros(part.shape, dtype=format_) for part in (k, v))
+        whole = len(blocks) == len(ctx.ends)
+        dk, dv = (torch.zeros(part.shape, dtype=q.dtype if whole else torch.float32) for part in (k, v))
         for first, last, low in blocks:
             p = _scores(q, k, first, last, low)
             _softmax(p, lse, (first, last, low), ctx.window, ctx.scale, known=True)
             do = dout[:, first:last].reshape(len(k), -1, dout.shape[-1])
             dp = torch.bmm(do, v[:, low:last].transpose(1, 2))
-            _add(dv[:, low:last], torch.bmm(p.transpose(1, 2), do), format_)
+            _add(dv[:, low:last], torch.bmm(p.transpose(1, 2), do), whole)
             rows = p.shape[1]
             native.call("softmax_backward", p, dp, delta[:, first], delta.stride(0), len(k), rows, p.shape[2], float(ctx.scale))
             dq[:, first:last].copy_(torch.bmm(dp, k[:, low:last]).view(len(k), last - first, *q.shape[2:]))
-            _add(dk[:, low:last], torch.bmm(dp.transpose(1, 2), q[:, first:last].reshape(len(k), -1, q.shape[-1])), format_)
+            _add(dk[:, low:last], torch.bmm(dp.transpose(1, 2), q[:, first:last].reshape(len(k), -1, q.shape[-1])), whole)
         dquery = dq.permute(0, 2, 1, 3).reshape(1, -1, *dq.shape[1::2])
         return dquery, dk.to(key.dtype)[None], dv.to(value.dtype)[None], None, None, None
 
@@ -93,11 +95,11 @@ def _softmax(p: Tensor, lse: Tensor, block: tuple[int, int, int], window: int, s
     native.call("causal_softmax", p, lse[:, first], *places, float(scale), known)
 
 
-def _add(whole: Tensor, part: Tensor, format_: torch.dtype) -> None:
-    if part.dtype == format_:  # written once
-        whole.copy_(part)
+def _add(sum_: Tensor, part: Tensor, is_all: bool) -> None:
+    if is_all:
+        sum_.copy_(part)
     else:
-        whole.add_(part)
+        sum_.add_(part)
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *mask: Any, **how: Any) -> tuple[Tensor, None]:

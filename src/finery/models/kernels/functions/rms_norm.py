@@ -18,6 +18,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
+        """y, with x and 1 / rms of each row kept."""
         x = x.contiguous()
         scale = weight.detach().float() + shift
         y, rstd = torch.empty_like(x), torch.empty(x.shape[:-1], dtype=torch.float32)
@@ -28,6 +29,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """dx, and dw where the weight is trained."""
         x, weight, rstd = ctx.saved_tensors
         dy = gradients[0].to(x.dtype).contiguous()
         dx = torch.empty_like(x)

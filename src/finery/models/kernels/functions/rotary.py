@@ -21,11 +21,13 @@ class Turn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """y, with the angles kept."""
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin, 1.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient is turned back."""
         cos, sin = ctx.saved_tensors
         return _turned(gradients[0], cos, sin, -1.0), None, None
 

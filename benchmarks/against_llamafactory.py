@@ -1,0 +1,172 @@
+"""Training speed and memory beside LLaMA-Factory 0.9.5: `python benchmarks/against_llamafactory.py [--pairs 3] [--threads 2]`.
+
+`--data` names the folder of LLaMA-Factory's demo sets (alpaca_en_demo.json, alpaca_zh_demo.json). Both programs train SmolLM2-135M-Instruct on the same
+rows in the same order with the same seed and the same keys, one after the other, several times; medians and ratios are printed. The peer
+runs with the best of a grid that is printed (weights in fp32 or bf16, `bf16: true`, activations recomputed or not). FINERY_PEER names its
+Python, see peer.py.
+
+Tokens a second are those of all steps but the first, by the clock at which a step's loss is printed; memory is the highest resident set of
+a process; the start is the time from the command to the line that says that steps begin.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer import LOOP_BEGINS, as_fp32, peer_config, peer_python
+
+from finery.models.demo_model import demo_model
+
+FOLDER = Path(tempfile.gettempdir()) / "finery-benchmarks" / "against"
+CUTOFF = 1024
+GRID: dict[str, dict[str, Any]] = {
+    "fp32, recomputing": {"fp32": True},
+    "fp32": {"fp32": True, "disable_gradient_checkpointing": True},
+    "bf16 weights, recomputing": {},
+    "bf16 weights": {"disable_gradient_checkpointing": True},
+    "bf16: true, recomputing": {"bf16": True},
+    "bf16: true": {"bf16": True, "disable_gradient_checkpointing": True},
+}
+"""What the peer is tried with; it keeps weights in the format that the model's config names."""
+CASES: dict[str, dict[str, Any]] = {
+    "LoRA, batch 1 x 8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    "LoRA, batch 8 x 1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "full, batch 1 x 8": {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "finetuning_type": "full",
+        "learning_rate": 1e-5,
+    },
+}
+
+
+@dataclass
+class Measured:
+    """What one run showed."""
+
+    tokens_per_second: float
+    peak_mb: float
+    start_seconds: float
+    loss: float
+
+
+def write_rows(data: Path, count: int) -> Path:
+    """The first rows of a fixed draw from both demo sets, in one file."""
+    rows = [row for name in ("alpaca_en_demo", "alpaca_zh_demo") for row in json.loads((data / f"{name}.json").read_text(encoding="utf-8"))]
+    chosen = random.Random(7).sample(rows, count)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "rows.json").write_text(json.dumps(chosen, ensure_ascii=False), encoding="utf-8")
+    (FOLDER / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
+    return FOLDER
+
+
+def tokens_by_step(count: int, step: int) -> list[int]:
+    """Tokens of each step, as both programs encode the rows."""
+    from finery.data.formats.alpaca import Alpaca
+    from finery.data.formats.base import Columns, Tags
+    from finery.data.rows.base import RowOptions
+    from finery.data.rows.chat import Chat
+    from finery.data.template import TemplateOptions, load_template
+    from finery.models.tokenizer import load_tokenizer
+
+    template = load_template(TemplateOptions(template="chatml"), load_tokenizer(demo_model(), False))
+    rows, form = Chat(template, RowOptions(cutoff_len=CUTOFF)), Alpaca(Columns(), Tags())
+    records = json.loads((FOLDER / "rows.json").read_text(encoding="utf-8"))
+    lengths = [sum(len(row.ids) for row in rows.encode(form.read(record)).rows) for record in records]
+    return [sum(lengths[start : start + step]) for start in range(0, count, step)]
+
+
+def run(command: list[str], begins: str, step: str, losses: Path, threads: int, tokens: list[int]) -> Measured:
+    """One command, watched to its end."""
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    pinned = ["taskset", "-c", "0", *command] if threads == 1 else command
+    began, start, marks = time.perf_counter(), 0.0, []
+    with (FOLDER / "log.txt").open("w", encoding="utf-8") as log:
+        pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
+        process = subprocess.Popen(pinned, env=settings, **pipe)
+        for line in process.stdout or ():
+            log.write(line)
+            now = time.perf_counter() - began
+            start = now if begins in line and not start else start
+            marks += [now] if step in line else []
+        _, status, usage = os.wait4(process.pid, 0)
+    if status or len(marks) < len(tokens):
+        raise SystemExit(f"{' '.join(command)} ended with {status} after {len(marks)} steps; see {FOLDER / 'log.txt'}")
+    history = json.loads((losses / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    loss = statistics.mean(line["loss"] for line in history if "loss" in line)
+    return Measured(sum(tokens[1:]) / (marks[len(tokens) - 1] - marks[0]), usage.ru_maxrss / 1024, start, loss)
+
+
+def both(case: dict[str, Any], peer_how: dict[str, Any], threads: int, tokens: list[int], who: str) -> Measured:
+    """One run of Finery or of the peer with the keys of a case."""
+    keys = case | {"max_steps": len(tokens), "template": "chatml", "cutoff_len": CUTOFF, "disable_shuffling": True, "save_strategy": "no"}
+    model = demo_model()
+    if who == "finery":
+        ours = peer_config(model, FOLDER, "rows", FOLDER / "finery", **keys)
+        words = [f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in ours.items()]
+        return run([sys.executable, "-m", "finery", "train", *words], "steps begin", "step ", FOLDER / "finery", threads, tokens)
+    how = dict(peer_how)
+    if how.pop("fp32", False):
+        model = as_fp32(model, FOLDER / "fp32")
+    theirs = peer_config(model, FOLDER, "rows", FOLDER / "peer", **keys, **how)
+    (FOLDER / "peer.yaml").write_text(json.dumps(theirs), encoding="utf-8")
+    command = [str(peer_python()), "-m", "llamafactory.cli", "train", str(FOLDER / "peer.yaml")]
+    return run(command, LOOP_BEGINS, "'loss':", FOLDER / "peer", threads, tokens)
+
+
+def best_of_grid(case: dict[str, Any], threads: int, tokens: list[int]) -> dict[str, Any]:
+    """The peer's fastest setting; every one is printed."""
+    speeds = {}
+    for name, how in GRID.items():
+        speeds[name] = both(case, how, threads, tokens, "peer").tokens_per_second
+        print(f"  peer, {name}: {speeds[name]:.0f} tokens/s", flush=True)
+    return GRID[max(speeds, key=lambda name: speeds[name])]
+
+
+def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: int) -> dict[str, Any]:
+    """One row of the table."""
+    tokens = tokens_by_step(steps * 8, 8)
+    print(f"{name}, {threads} thread(s), {steps} steps of 8 rows, {sum(tokens):,} tokens", flush=True)
+    how = best_of_grid(case, threads, tokens[:3])
+    runs: dict[str, list[Measured]] = {"peer": [], "finery": []}
+    for _ in range(pairs):
+        for who, done in runs.items():
+            done.append(both(case, how, threads, tokens, who))
+            print(f"  {who}: {done[-1]}", flush=True)
+    row: dict[str, Any] = {"case": name, "threads": threads, "peer setting": next(key for key, value in GRID.items() if value == how)}
+    for field, better in (("tokens_per_second", 1), ("peak_mb", -1), ("start_seconds", -1), ("loss", 0)):
+        theirs, ours = (statistics.median(getattr(one, field) for one in runs[who]) for who in ("peer", "finery"))
+        row[field] = {"peer": round(theirs, 4), "finery": round(ours, 4), "ratio": round(ours / theirs, 3)}
+        print(f"  {field}: peer {theirs:.4g}, finery {ours:.4g}, ratio {ours / theirs:.2f}{'' if better else ' (should be 1)'}", flush=True)
+    return row
+
+
+def main() -> None:
+    """Print the table, and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--result", type=Path, help="where to write the table as JSON")
+    args = parser.parse_args()
+    if peer_python() is None:
+        raise SystemExit("FINERY_PEER should name the Python that LLaMA-Factory is installed for, see peer.py")
+    write_rows(args.data, args.steps * 8)
+    rows = [compare(name, CASES[name], args.pairs, threads, args.steps) for threads in args.threads for name in args.cases]
+    if args.result:
+        args.result.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
