@@ -1,12 +1,12 @@
-"""Training speed and memory beside LLaMA-Factory 0.9.5: `python benchmarks/against_llamafactory.py [--pairs 3] [--threads 2]`.
+"""Training beside LLaMA-Factory 0.9.5: `python benchmarks/against_llamafactory.py [--pairs 3] [--threads 2]`.
 
-`--data` names the folder of LLaMA-Factory's demo sets (alpaca_en_demo.json, alpaca_zh_demo.json). Both programs train SmolLM2-135M-Instruct on the same
-rows in the same order with the same seed and the same keys, one after the other, several times; medians and ratios are printed. The peer
-runs with the best of a grid that is printed (weights in fp32 or bf16, `bf16: true`, activations recomputed or not). FINERY_PEER names its
-Python, see peer.py.
+`--data` names the folder of LLaMA-Factory's demo sets (alpaca_en_demo.json, alpaca_zh_demo.json). Both programs train
+SmolLM2-135M-Instruct on the same rows in the same order with the same seed and the same keys, one after the other, several times;
+medians and ratios are printed. The peer runs with the best of a grid that is printed (weights in fp32 or bf16, `bf16: true`,
+activations recomputed or not). FINERY_PEER names its Python, see peer.py.
 
-Tokens a second are those of all steps but the first, by the clock at which a step's loss is printed; memory is the highest resident set of
-a process; the start is the time from the command to the line that says that steps begin.
+Tokens a second are those of all steps but the first, by the clock at which a step's loss is printed; memory is the highest resident
+set of the process; the start is the time from the command to the line that says that steps begin.
 """
 
 import argparse

@@ -199,7 +199,7 @@ def test_several_gpus_never_become_data_parallel(keys: Keys, monkeypatch: pytest
         self._n_gpu = 4
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", with_four_gpus)
-    arguments = training_arguments(run.loop, run.trainer, precision, run.folder)
+    arguments = training_arguments(run.loop, run.trainer, precision, run.folder, recompute=False)
     assert arguments.n_gpu == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_devices() == 0

@@ -12,7 +12,9 @@ import torch
 
 import keys_of_data
 from conftest import build_model
+from finery.data.rows.base import Row
 from finery.errors import UserError
+from finery.models.kernels import KERNELS
 from finery.run import own_keys
 from watched import Bench, Case, Outcome, adapter_sum, checkpoints, evaluated_at, has, losses, rates, says, steps
 
@@ -47,6 +49,11 @@ def trained_of_full(run: Outcome) -> set[str]:
 
 def num_trained_layers(run: Outcome) -> int:
     return len({name.split(".")[2] for name in trained_of_full(run) if ".layers." in name})
+
+
+def rows_of(run: Outcome) -> list[Row]:
+    """Those of the first four samples."""
+    return [row for place in range(4) for row in run.trainer.train_dataset[place]]
 
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -95,6 +102,14 @@ TRAINED: dict[str, Case] = keys_of_data.TRAINED | {
     "lora_alpha": Case(64, lambda run: (run.adapter["lora_alpha"], losses(run))),
     "lora_dropout": Case(0.5, losses),
     "lora_target": Case("q_proj, v_proj", targets, (LINEAR, {"q_proj", "v_proj"})),
+    **{key: Case(False, says(f"{key} in "), (True, False)) for key in ("rms_norm", "gated_mlp", "rotary", "lora_linear", "head_loss")},
+    "packed_attention": Case(False, says("rows end to end"), (True, False)),
+    "flash_attn": Case("disabled", says("rows end to end"), (True, False)),
+    "enable_liger_kernel": Case(True, says("Finery's own kernels serve"), (False, True)),
+    "use_unsloth": Case(True, says("Finery's own kernels serve"), (False, True)),
+    "use_unsloth_gc": Case(True, lambda run: run.trainer.args.activation_checkpointing, (False, True)),
+    "token_budget": Case(40, lambda run: (run.trainer.choices["token_budget"], len(run.trainer._cut(rows_of(run)))), ((1024, 1), (40, 4))),
+    "profile": Case(True, lambda run: (run.folder / "profile" / "trace.json").exists(), (False, True)),
     "additional_target": Case("norm", lambda run: any(name.endswith("model.norm.weight") for name in run.weights()), (False, True)),
 }
 """Keys that a training run shows by itself."""
@@ -205,7 +220,9 @@ def gradient_accumulation_steps(bench: Bench) -> None:
 
 
 def load_best_model_at_end(bench: Bench) -> None:
-    worse = HELD_OUT | EACH_STEP | {"eval_strategy": "steps", "finetuning_type": "full", "learning_rate": 3.0}
+    worse = (
+        HELD_OUT | EACH_STEP | {"eval_strategy": "steps", "finetuning_type": "full", "learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    )
     run = bench.train(**worse, load_best_model_at_end=True)
     assert run.column("eval_loss")[-1] == min(run.column("eval_loss")) < run.column("eval_loss")[2]
     last = bench.train(**worse)
@@ -229,7 +246,7 @@ def gradient_checkpointing(bench: Bench) -> None:
         return forward(self, x)
 
     bench.patch.setattr(LlamaMLP, "forward", counted)
-    own = {"gated_mlp": False, "packed_attention": False}  # the class's own forward, and no trial that runs it
+    own = {KERNELS[name].switch: False for name in KERNELS.names()}  # the class's own forward, and no trial that runs it
     plain = bench.train(**own)
     num_plain = len(calls)
     recomputed = bench.train(gradient_checkpointing=True, **own)

@@ -35,7 +35,7 @@ def test_losses_are_what_they_were(stage: str, adapter: str, keys: Callable[...,
     given = keys(
         stage=stage, finetuning_type=adapter, max_steps=10, val_size=4, eval_strategy="steps", eval_steps=5, gradient_accumulation_steps=2
     )
-    folder = train(Run.from_dict(given | dict.fromkeys(KERNELS.names(), False)))
+    folder = train(Run.from_dict(given | {KERNELS[name].switch: False for name in KERNELS.names()}))
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     found = {name: [line[name] for line in history if name in line] for name in ("loss", "eval_loss")}
     assert len(found["loss"]) == 10

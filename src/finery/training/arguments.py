@@ -191,6 +191,7 @@ RENAMED = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "no_cuda": "use_cpu",
+    "use_liger_kernel": "enable_liger_kernel",
 }
 """Old names of keys, and other names of the same, and what they are called here."""
 

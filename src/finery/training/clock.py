@@ -13,9 +13,8 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.tokens = self.supervised = 0
-        self.flops = 0.0
+        self.done: dict[str, float] = dict.fromkeys((*PHASES, "tokens", "supervised", "flops"), 0.0)
+        self._told = dict(self.done)  # up to the newest lap
         self._last: Any = None
         self._open: list[tuple[str, Any, Any]] = []
 
@@ -34,23 +33,20 @@ class Clock:
 
     def count(self, tokens: int, supervised: int, flops: float) -> None:
         """What a step has done."""
-        self.tokens += tokens
-        self.supervised += supervised
-        self.flops += flops
+        for name, more in (("tokens", tokens), ("supervised", supervised), ("flops", flops)):
+            self.done[name] += more
+
+    def lap(self) -> dict[str, float]:
+        """See `report`, for what was done since the last lap."""
+        self._settle()
+        since = {name: value - self._told[name] for name, value in self.done.items()}
+        self._told = dict(self.done)
+        return _rates(since)
 
     def report(self) -> dict[str, float]:
-        """Speeds, and the share of each phase; empty before the first step."""
+        """Speeds, and the share of each phase, of all that was done; empty where nothing was."""
         self._settle()
-        whole = sum(self.seconds.values())
-        if not whole or not self.tokens:
-            return {}
-        shares = {f"{phase}_share": round(seconds / whole, 4) for phase, seconds in self.seconds.items()}
-        return {
-            "tokens_per_second": round(self.tokens / whole, 1),
-            "supervised_tokens_per_second": round(self.supervised / whole, 1),
-            "tflops": round(self.flops / whole / 1e12, 4),
-            **shares,
-        }
+        return _rates(self.done)
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
@@ -63,8 +59,20 @@ class Clock:
         if self._open and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         for phase, begin, end in self._open:
-            self.seconds[phase] += end - begin if self.device.type != "cuda" else begin.elapsed_time(end) / 1000
+            self.done[phase] += end - begin if self.device.type != "cuda" else begin.elapsed_time(end) / 1000
         self._open.clear()
+
+
+def _rates(done: dict[str, float]) -> dict[str, float]:
+    whole = sum(done[phase] for phase in PHASES)
+    if not whole or not done["tokens"]:
+        return {}
+    return {
+        "tokens_per_second": round(done["tokens"] / whole, 1),
+        "supervised_tokens_per_second": round(done["supervised"] / whole, 1),
+        "tflops": round(done["flops"] / whole / 1e12, 4),
+        **{f"{phase}_share": round(done[phase] / whole, 4) for phase in PHASES},
+    }
 
 
 def flops_each(model: Any) -> tuple[float, float]:

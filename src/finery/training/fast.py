@@ -58,6 +58,8 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
         for name in list(fast.places):
             _give_up(name, found, patches, fast)
         teach(base)
+    if fast.places:
+        log.info("kernels: %s", ", ".join(f"{name} in {count}" for name, count in sorted(fast.places.items())))
     if not fast.end_to_end:
         choices.change(PACKS, False, fast.left.get(PACKS, "as in the checkpoint"), 0)
     return fast

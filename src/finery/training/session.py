@@ -107,7 +107,10 @@ class Session:
         """Put kernels in place and settle how much is worked on at once; rows have at most `longest` tokens."""
         device = self._device()
         model.to(device)
-        found = fit(model, longest, device, self.choices.pinned["gradient_checkpointing"])
+        asked = self.choices.pinned["gradient_checkpointing"]
+        if kernels["unsloth"].model_dump()["use_unsloth_gc"] and asked is None:
+            asked = True
+        found = fit(model, longest, device, asked)
         self.choices.settle("gradient_checkpointing", lambda: (found.recompute, found.why))
         self.choices.settle("token_budget", lambda: (found.token_budget, found.why))
         self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)

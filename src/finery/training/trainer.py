@@ -207,8 +207,8 @@ class Trainer(transformers.Trainer):
     # -- counts that the loop asks for
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With the speeds since the beginning of this session."""
-        super().log(logs | self.speeds() if "loss" in logs else logs, *args, **kwargs)
+        """With the speeds since the last line."""
+        super().log(logs | self._with_peak(self.clock.lap()) if "loss" in logs else logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Called when a step is done; what happens in here is no part of it."""
@@ -217,8 +217,10 @@ class Trainer(transformers.Trainer):
         self.clock.start()
 
     def speeds(self) -> dict[str, float]:
-        """Tokens a second, the share of each phase, and of the machine's peak (of one device and process)."""
-        report = self.clock.report()
+        """Tokens a second, the share of each phase, and of the machine's peak (of one device and process), in this session."""
+        return self._with_peak(self.clock.report())
+
+    def _with_peak(self, report: dict[str, float]) -> dict[str, float]:
         if not report:
             return {}
         if not self._peak:

@@ -16,6 +16,8 @@ __all__ = ["LogFile"]
 
 NAMES = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
 """Our names of the trainer's metrics, as existing tools read them."""
+SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "mfu", "data_share", "forward_share", "backward_share", "optimizer_share")
+"""Of the steps since the last line; see `finery.training.clock`."""
 
 
 class LogFile(Callback):
@@ -44,6 +46,7 @@ class LogFile(Callback):
         done = state.global_step - self.first_step
         left = passed / done * (state.max_steps - state.global_step) if done else 0.0
         values = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in logs}
+        values |= {name: logs[name] for name in SPEEDS if name in logs}
         values |= {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("_loss") and name not in NAMES}
         if state.num_input_tokens_seen and passed:
             values |= {"throughput": round(state.num_input_tokens_seen / passed, 2), "total_tokens": state.num_input_tokens_seen}
