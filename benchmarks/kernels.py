@@ -94,6 +94,7 @@ def main() -> None:
             found, peak, results = measure(model, rows, args.threads, keys)
             speeds[name] += found
             memory[name] = max(memory[name], peak)
+            print(f"  {name}: {statistics.median(found):,.0f} tokens/s", flush=True)
             told[name] = {key: results[key] for key in ("train_loss", "train_mfu", "train_peak_tflops", "train_forward_share")}
     table = []
     base = statistics.median(speeds[args.settings[0]])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import build_model
 from finery.commands.train import train
 from finery.compat import takes_varlen
 from finery.models.head import bare
@@ -41,7 +42,7 @@ def test_kernels_give_what_the_model_gives(family: str, half: bool) -> None:
 def losses_and_gradients_on_gpu(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
     loss = model(**{name: value for name, value in batch.items() if name != "labels"}, targets=batch["labels"])
     loss.backward()
-    return float(loss), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_varlen_attention_is_sdpa_row_by_row() -> None:
@@ -62,13 +63,16 @@ def test_varlen_attention_is_sdpa_row_by_row() -> None:
 
 def test_a_step_that_ran_out_of_memory_is_done_again(keys: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """The process may take little of the GPU: the budget that is asked for does not fit, the losses are those of one that does."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    model = build_model(tmp_path / "model", **sizes)
     losses = []
     for name, budget in (("roomy", 128), ("tight", 4096)):
         torch.cuda.empty_cache()
         if name == "tight":
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 12 * 2**20) / total)
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 30 * 2**20) / total)
         changes = {"token_budget": budget, "bf16": False, "per_device_train_batch_size": 24, "output_dir": str(tmp_path / name)}
+        changes |= {"model_name_or_path": str(model)}
         folder = train(Run.from_dict(keys(**changes)))
         log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in log if "loss" in line])

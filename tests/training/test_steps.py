@@ -17,6 +17,7 @@ from finery.commands.train import train
 from finery.data.order import Sequential, Shuffled
 from finery.data.rows.base import IGNORED, Row, RowOptions
 from finery.data.rows.chat import Chat
+from finery.errors import UserError
 from finery.methods.sft import SFT
 from finery.run import Run
 from finery.training.choices import Choices
@@ -256,3 +257,51 @@ def test_a_complaint_ends_two_processes_as_it_ends_one(keys: Callable[..., dict]
     assert result.returncode == 2
     assert "'lora_target': the model has no linear layer 'nope'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("limit", [60, 45])
+def test_a_step_that_ran_out_of_memory_is_done_again(limit: int, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit stands for the memory of a GPU: no micro-batch may hold more tokens, and the second step comes to know it."""
+    roomy, tight = (build(make_units(), budget=1000, max_steps=3, learning_rate=1e-2) for _ in range(2))
+    measure = tight._measure
+
+    def limited(model: Any, rows: Any) -> Any:
+        if tight.state.global_step == 1 and sum(len(row.ids) for row in rows) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(model, rows)
+
+    monkeypatch.setattr(tight, "_measure", limited)
+    ends = []
+    for trainer in (roomy, tight):
+        trainer.train()
+        ends.append(trainer.model.state_dict())  # type: ignore[union-attr]
+    assert roomy.choices["token_budget"] == 1000 and tight.choices["token_budget"] <= limit * 2
+    assert tight.choices.decided()["token_budget"][1] == "memory was used up (from step 2 on)"
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=2e-4) for name in ends[0])
+
+
+def test_a_row_that_does_not_fit_is_told(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the budget is halved, then activations are recomputed; where that was not enough, the run ends with advice."""
+    trainer = build(make_units(), budget=1000, max_steps=1)
+
+    def never_fits(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "_measure", never_fits)
+    with pytest.raises(UserError, match=r"out of memory in step 1 with a single row of \d+ tokens: a lower 'cutoff_len'"):
+        trainer.train()
+
+
+def test_choices_are_obeyed_on_resume(keys: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the checkpoint tells counts, and no trial is made again."""
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "whole"))))
+    path = whole / "checkpoint-2" / "choices.json"
+    told = json.loads(path.read_text())
+    assert told["packed_attention"]["value"] is True and told["token_budget"]["value"] > 100
+    told["token_budget"] |= {"value": 77, "why": "memory was used up", "step": 1}
+    path.write_text(json.dumps(told))
+    monkeypatch.setattr("finery.training.fast._Trial.measure", None)
+    resumed = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(whole / "checkpoint-2"))))
+    assert "token_budget: 77  # decided: memory was used up (from step 2 on)" in (resumed / "run.yaml").read_text()
+    assert json.loads((resumed / "checkpoint-3" / "choices.json").read_text())["token_budget"] == told["token_budget"]

@@ -54,5 +54,5 @@ def train(run: Run) -> Path:
         model = session.set_formats(model)
         session.speed_up(model, run.kernels, run.rows.cutoff_len)
         trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.watchers)
-        session.write_settings(run.resolved(session.decided))
+        session.write_settings(run.resolved)
         return session.work(trainer, sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from finery.training.memory import is_out_of_memory
+
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
@@ -90,10 +92,18 @@ def flops_each(model: Any) -> tuple[float, float]:
     return each[False], each[True]
 
 
-def product_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """The fastest of some products of 2048 × 2048 matrices (8192 on a GPU), in FLOP/s: what a training step could reach at most."""
-    size, rounds = (8192, 8) if device.type == "cuda" else (2048, 4)
-    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+def product_peak(dtype: torch.dtype, device: torch.device, size: int = 0) -> float:
+    """The fastest of some products of 2048 × 2048 matrices (8192 on a GPU), in FLOP/s: what a training step could reach at most.
+
+    They are smaller where memory is short, so that looking at a run does not end it.
+    """
+    size, rounds = size or (8192 if device.type == "cuda" else 2048), 8 if device.type == "cuda" else 4
+    try:
+        left, right, _ = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(3))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or size < 64:
+            raise
+        return product_peak(dtype, device, size // 2)
     best = float("inf")
     for _ in range(rounds):
         if device.type == "cuda":

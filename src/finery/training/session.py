@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,11 +192,15 @@ class Session:
                 check_not_done(self.start, num_steps)
         return trainer
 
-    def write_settings(self, lines: Iterable[Line]) -> None:
-        """run.yaml, of what was trained and not of a later evaluation."""
+    def write_settings(self, resolve: Callable[[Mapping[str, tuple[Any, str]]], Iterable[Line]]) -> None:
+        """run.yaml, of what was trained and not of a later evaluation; written again where a choice is changed on the way.
+
+        `resolve` gives its lines for the keys that this session has decided.
+        """
+        self._resolve = resolve
         if is_first() and self.loop.do_train:
             keep_foreign(self.folder / RUN_FILE, SIGNATURE)  # the user's own file may bear this name
-            write_run_file(self.folder / RUN_FILE, lines)
+            write_run_file(self.folder / RUN_FILE, resolve(self.decided))
 
     def work(self, trainer: "Trainer", sets: Sets, data: DataOptions, method: str, adapter: str, base: str) -> Path:
         """Train and evaluate as asked, save weights, results and the card; returns the folder."""
@@ -232,6 +236,8 @@ class Session:
         finally:
             for watcher in self.watchers:
                 watcher.close()
+            if is_first():  # a choice may have been changed on the way
+                write_run_file(self.folder / RUN_FILE, self._resolve(self.decided))
         seconds = max(time.time() - began, 1e-9)
         first = trainer._initial_global_step  # of this session: a resumed run did the steps before it elsewhere
         samples = trainer.num_samples_in(trainer.state.global_step) - trainer.num_samples_in(first)

@@ -18,7 +18,9 @@ class LoraLinear(Kernel):
         """Compute linear layers and their adapters as one operation."""
 
     def fits(self, model: Any) -> str:
-        """Everywhere."""
+        """CPUs: on a GPU, where small operations cost their launch, peft's own were a tenth faster (docs/speed.md)."""
+        if model.device.type != "cpu":
+            return "on a GPU peft's own operations are faster"
         from finery.models.kernels.functions.lora_linear import serves
 
         return "" if any(map(serves, model.modules())) else "there is no plain LoRA layer"
