@@ -14,6 +14,7 @@ from finery.data.packing import PackingOptions, best_fit, make_packs
 from finery.data.rows.base import Row, pad
 from finery.data.sets import BlockSet, PackedSet, SampleSet
 from finery.methods.base import next_token_loss
+from finery.models.head import teach
 from letters import Answers, letter_rows, open_sets, spell, write_texts
 
 Lengths = Any
@@ -119,7 +120,9 @@ def model(tiny_model: Path) -> Any:
     """The tiny model."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(str(tiny_model)).eval()
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_model)).eval()
+    teach(model)
+    return model
 
 
 @pytest.mark.parametrize("key", ["packing", "neat_packing"])

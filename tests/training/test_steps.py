@@ -259,11 +259,10 @@ def test_a_complaint_ends_two_processes_as_it_ends_one(keys: Callable[..., dict]
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("limit", [60, 45])
-def test_a_step_that_ran_out_of_memory_is_done_again(limit: int, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_ran_out_of_memory_is_done_again(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit stands for the memory of a GPU: no micro-batch may hold more tokens, and the second step comes to know it."""
     roomy, tight = (build(make_units(), budget=1000, max_steps=3, learning_rate=1e-2) for _ in range(2))
-    measure = tight._measure
+    measure, limit = tight._measure, max(len(row.ids) for unit in make_units()[4:8] for row in unit)
 
     def limited(model: Any, rows: Any) -> Any:
         if tight.state.global_step == 1 and sum(len(row.ids) for row in rows) > limit:
@@ -275,7 +274,7 @@ def test_a_step_that_ran_out_of_memory_is_done_again(limit: int, build: Build, m
     for trainer in (roomy, tight):
         trainer.train()
         ends.append(trainer.model.state_dict())  # type: ignore[union-attr]
-    assert roomy.choices["token_budget"] == 1000 and tight.choices["token_budget"] <= limit * 2
+    assert roomy.choices["token_budget"] == 1000 and tight.choices["token_budget"] < 2 * limit
     assert tight.choices.decided()["token_budget"][1] == "memory was used up (from step 2 on)"
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=2e-4) for name in ends[0])
 
