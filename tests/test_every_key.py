@@ -51,6 +51,11 @@ def num_trained_layers(run: Outcome) -> int:
     return len({name.split(".")[2] for name in trained_of_full(run) if ".layers." in name})
 
 
+def lanes_of(run: Outcome) -> list[Any]:
+    """What the first step is cut into."""
+    return run.trainer._share_out(rows_of(run))
+
+
 def rows_of(run: Outcome) -> list[Row]:
     """Those of the first four samples."""
     return [row for place in range(4) for row in run.trainer.train_dataset[place]]
@@ -108,7 +113,8 @@ TRAINED: dict[str, Case] = keys_of_data.TRAINED | {
     "enable_liger_kernel": Case(True, says("Finery's own kernels serve"), (False, True)),
     "use_unsloth": Case(True, says("Finery's own kernels serve"), (False, True)),
     "use_unsloth_gc": Case(True, lambda run: run.trainer.args.activation_checkpointing, (False, True)),
-    "token_budget": Case(40, lambda run: (run.trainer.choices["token_budget"], len(run.trainer._cut(rows_of(run)))), ((1024, 1), (40, 4))),
+    "token_budget": Case(40, lambda run: (run.trainer.choices["token_budget"], sum(map(len, lanes_of(run)))), ((1024, 1), (40, 4))),
+    "micro_batches_at_once": Case(2, lambda run: run.trainer.lanes.most, (1, 2)),
     "profile": Case(True, lambda run: (run.folder / "profile" / "trace.json").exists(), (False, True)),
     "additional_target": Case("norm", lambda run: any(name.endswith("model.norm.weight") for name in run.weights()), (False, True)),
 }
@@ -246,7 +252,8 @@ def gradient_checkpointing(bench: Bench) -> None:
         return forward(self, x)
 
     bench.patch.setattr(LlamaMLP, "forward", counted)
-    own = {KERNELS[name].switch: False for name in KERNELS.names()}  # the class's own forward, and no trial that runs it
+    own = {"micro_batches_at_once": 1}  # nor one that looks for dice
+    own |= {KERNELS[name].switch: False for name in KERNELS.names()}  # the class's own forward, and no trial that runs it
     plain = bench.train(**own)
     num_plain = len(calls)
     recomputed = bench.train(gradient_checkpointing=True, **own)

@@ -63,16 +63,18 @@ def build(tiny_model: Path, tmp_path: Path) -> Build:
     """A trainer on fresh copies of the tiny model."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    def make(units: Units, step_size: int = 4, budget: int = 1000, eval_batch: int = 2, **changes: Any) -> Trainer:
+    def make(units: Units, step_size: int = 4, budget: int = 1000, at_once: int = 1, **changes: Any) -> Trainer:
+        pinned = {"packed_attention": False, "gradient_checkpointing": False}
         arguments = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-            per_device_eval_batch_size=eval_batch, logging_nan_inf_filter=False, save_strategy="no", logging_steps=1, **changes,
+            per_device_eval_batch_size=changes.pop("eval_batch", 2), logging_nan_inf_filter=False, save_strategy="no", logging_steps=1,
+            **changes,
         )  # fmt: skip
         return Trainer(
             method=SFT(SFT.Options()),
             rows=Chat(None, RowOptions(cutoff_len=64)),  # type: ignore[arg-type]  # collates, and encodes nothing here
             step_size=step_size,
-            choices=Choices({"token_budget": budget, "packed_attention": False, "gradient_checkpointing": False}),
+            choices=Choices({**pinned, "token_budget": budget, "micro_batches_at_once": at_once}),
             order=Sequential(len(units)),
             save_beside=lambda folder: None,
             model=AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32),
@@ -259,9 +261,10 @@ def test_a_complaint_ends_two_processes_as_it_ends_one(keys: Callable[..., dict]
     assert "Traceback" not in result.stderr
 
 
-def test_a_step_that_ran_out_of_memory_is_done_again(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_step_that_ran_out_of_memory_is_done_again(at_once: int, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit stands for the memory of a GPU: no micro-batch may hold more tokens, and the second step comes to know it."""
-    roomy, tight = (build(make_units(), budget=1000, max_steps=3, learning_rate=1e-2) for _ in range(2))
+    roomy, tight = (build(make_units(), budget=1000, max_steps=3, learning_rate=1e-2, at_once=at_once) for _ in range(2))
     measure, limit = tight._measure, max(len(row.ids) for unit in make_units()[4:8] for row in unit)
 
     def limited(model: Any, rows: Any) -> Any:
@@ -274,7 +277,7 @@ def test_a_step_that_ran_out_of_memory_is_done_again(build: Build, monkeypatch: 
     for trainer in (roomy, tight):
         trainer.train()
         ends.append(trainer.model.state_dict())  # type: ignore[union-attr]
-    assert roomy.choices["token_budget"] == 1000 and tight.choices["token_budget"] < 2 * limit
+    assert roomy.choices["token_budget"] == 1000 and tight.choices["token_budget"] < 2 * limit * at_once
     assert tight.choices.decided()["token_budget"][1] == "memory was used up (from step 2 on)"
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=2e-4) for name in ends[0])
 

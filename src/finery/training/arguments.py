@@ -85,6 +85,8 @@ class LoopOptions(OptionGroup):
     """Seconds that processes wait for each other."""
     token_budget: int | None = Field(None, gt=0)
     """Tokens that a device works on at once, chosen from memory where not given; which rows share a micro-batch does not change a step."""
+    micro_batches_at_once: int | None = Field(None, gt=0)
+    """Micro-batches that a CPU's threads work on side by side, of token_budget tokens together; one for each thread where not given."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass: less memory, more time. Only where they would not fit, unless it is given."""
     disable_gradient_checkpointing: bool = False
@@ -360,6 +362,7 @@ def training_arguments(
         "disable_gradient_checkpointing",
         "gradient_checkpointing",
         "token_budget",
+        "micro_batches_at_once",
     }
     values = loop.model_dump(exclude=ours) | dict(rest)
     values |= {

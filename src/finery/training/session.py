@@ -30,6 +30,7 @@ from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
 from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
+from finery.training.lanes import draws_dice
 from finery.training.memory import fit
 from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
 
@@ -59,7 +60,12 @@ class Session:
         device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
         self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
         recompute = False if loop.disable_gradient_checkpointing else loop.gradient_checkpointing
-        self.choices = Choices({"token_budget": loop.token_budget, "gradient_checkpointing": recompute}, self.start)
+        pinned = {
+            "token_budget": loop.token_budget,
+            "micro_batches_at_once": loop.micro_batches_at_once,
+            "gradient_checkpointing": recompute,
+        }
+        self.choices = Choices(pinned, self.start)
         self.fast = Fast()
         self._settled: dict[str, tuple[Any, str]] = dict(adapter.decided())
         if self.start is not None and loop.resume_from_checkpoint is None:
@@ -114,6 +120,17 @@ class Session:
         self.choices.settle("gradient_checkpointing", lambda: (found.recompute, found.why))
         self.choices.settle("token_budget", lambda: (found.token_budget, found.why))
         self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)
+        self.choices.settle("micro_batches_at_once", lambda: self._at_once(model, device))
+
+    def _at_once(self, model: Any, device: torch.device) -> tuple[int, str]:
+        """How many micro-batches are worked on side by side, and why."""
+        if device.type != "cpu":
+            return 1, "a GPU works on one"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return 1, "there are several processes"
+        if draws_dice(model) or self.rest.get("neftune_noise_alpha"):
+            return 1, "training draws random numbers, whose order must not depend on threads"
+        return torch.get_num_threads(), "one for each thread"
 
     def _device(self) -> torch.device:
         """Where this process trains."""

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from finery.data.rows.base import Row
 
+Parts = list[list[Row]]
+"""Micro-batches."""
 MOST_PADDING = 0.25
 """Padded rows share a micro-batch only while padding is at most this part of the longest: padded tokens cost as much as real ones."""
 
 
-def cut(rows: Sequence[Row], budget: int, end_to_end: bool = False) -> list[list[Row]]:
+def cut(rows: Sequence[Row], budget: int, end_to_end: bool = False) -> Parts:
     """Micro-batches of at most `budget` tokens, padding counted unless rows lie end to end; a longer row stands alone.
 
     Rows are sorted by length, longest first. Which rows share a micro-batch does not change the gradient of the step, only its cost.
@@ -17,11 +19,24 @@ def cut(rows: Sequence[Row], budget: int, end_to_end: bool = False) -> list[list
     return _by_tokens(ordered, budget) if end_to_end else _by_padding(ordered, budget)
 
 
-def _by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+def deal(rows: Sequence[Row], number: int) -> list[list[Row]]:
+    """The rows in at most `number` groups of about as many tokens: longest first, each to the group that has least so far."""
+    groups: list[list[Row]] = [[] for _ in range(number)]
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        min(groups, key=tokens_of).append(row)
+    return [group for group in groups if group]
+
+
+def tokens_of(part: Sequence[Row]) -> int:
+    """Without padding."""
+    return sum(len(row.ids) for row in part)
+
+
+def _by_tokens(rows: Sequence[Row], budget: int) -> Parts:
     """As few as the budget allows, and all about as long."""
     whole = sum(len(row.ids) for row in rows)
     aim = whole / max(-(-whole // budget), 1)
-    parts: list[list[Row]] = []
+    parts: Parts = []
     filled = 0
     for row in rows:
         if parts and filled + len(row.ids) <= budget and filled + len(row.ids) / 2 <= aim:
@@ -33,8 +48,8 @@ def _by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     return parts
 
 
-def _by_padding(rows: Sequence[Row], budget: int) -> list[list[Row]]:
-    parts: list[list[Row]] = []
+def _by_padding(rows: Sequence[Row], budget: int) -> Parts:
+    parts: Parts = []
     longest = 0
     for row in rows:
         if parts and longest * (len(parts[-1]) + 1) <= budget and len(row.ids) >= (1 - MOST_PADDING) * longest:

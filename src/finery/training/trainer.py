@@ -21,9 +21,10 @@ from finery.models.head import bare, teach
 from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
 from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
+from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.sampler import StepSampler
-from finery.training.steps import cut
+from finery.training.steps import Parts, cut
 
 log = get_logger(__name__)
 
@@ -62,6 +63,7 @@ class Trainer(transformers.Trainer):
         self.step_size = step_size
         self.choices = choices
         teach(bare(self.model))
+        self.lanes = Lanes(self.model, choices["micro_batches_at_once"])  # type: ignore[arg-type]
         self.clock = Clock(self.args.device)
         self._flops_each = flops_each(bare(self.model))
         self._peak = 0.0  # of products, measured when it is first told
@@ -126,23 +128,33 @@ class Trainer(transformers.Trainer):
         self.last_loss = float(share)
         return share
 
-    def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Micro-batches; one of a silent row where there are no rows."""
-        return cut(rows, self.choices["token_budget"], end_to_end=self.choices["packed_attention"]) or [[_silent()]]
+    def _share_out(self, rows: Sequence[Row]) -> list[Parts]:
+        """Micro-batches of each lane; one of a silent row where there are no rows."""
+        if self.lanes.most == 1:
+            parts = cut(rows, self.choices["token_budget"], end_to_end=self.choices["packed_attention"])
+            return [parts or [[_silent()]]]
+        budget, end_to_end = self.choices["token_budget"], self.choices["packed_attention"]
+        return share_out(rows, budget, self.lanes.most, self.lanes.threads, end_to_end) or [[[_silent()]]]
 
     def _forward_and_backward(self, model: nn.Module, rows: list[Row], scale: float) -> Tensor:
         """The step in micro-batches; a rank without rows still takes part in the exchange of gradients."""
-        parts = self._cut(rows)
-        share = torch.zeros((), device=self.args.device)
-        for place, part in enumerate(parts):
-            last = place == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
+        lanes = self._share_out(rows)
+        last = lanes[-1][-1]
+
+        def work(part: list[Row], is_first: bool) -> Tensor:
+            with contextlib.nullcontext() if part is last else self.accelerator.no_sync(model=model):
                 loss = self._measure(model, part)
-                self.clock.mark("forward")
+                if is_first:
+                    self.clock.mark("forward")
                 # DDP averages over ranks, a step's loss is a sum: hence the number of ranks in `scale`
-                self.accelerator.backward(loss.total * scale)
-                self.clock.mark("backward")
-            share += loss.total.detach() * scale
+                if not self.lanes.backward(loss.total * scale):
+                    self.accelerator.backward(loss.total * scale)
+                if is_first:
+                    self.clock.mark("backward")
+            return loss.total.detach() * scale
+
+        share = torch.stack(self.lanes.run(lanes, work)).sum()
+        self.clock.mark("backward")
         return share
 
     def _take_less(self, rows: list[Row], said: str) -> None:
@@ -155,7 +167,7 @@ class Trainer(transformers.Trainer):
         if self.args.world_size > 1:
             advice = "set 'token_budget' lower, or 'gradient_checkpointing: true'"
             raise UserError(f"out of memory in step {step + 1} with micro-batches of {self.choices['token_budget']} tokens: {advice}")
-        if len(self._cut(rows)) < len(rows):
+        if sum(map(len, self._share_out(rows))) < len(rows):
             half = min(self.choices["token_budget"], sum(len(row.ids) for row in rows)) // 2
             log.warning("out of memory: from step %d on, micro-batches hold %d tokens; the step is done again", step + 1, half)
             self.choices.change("token_budget", half, "memory was used up", step)
@@ -194,11 +206,10 @@ class Trainer(transformers.Trainer):
             self.optimizer.eval()  # type: ignore[union-attr]
         total, weight = 0.0, 0.0
         for rows in dataloader:
-            for part in self._cut(rows):
-                with torch.no_grad():
-                    loss = self._measure(model, part)  # type: ignore[arg-type]
-                total += float(loss.total)
-                weight += float(loss.weight)
+            with torch.no_grad():
+                for loss in self.lanes.run(self._share_out(rows), lambda part, _: self._measure(model, part)):  # type: ignore[arg-type]
+                    total += float(loss.total)
+                    weight += float(loss.weight)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         total, weight = self._total(total), self._total(weight)
         metrics = {f"{metric_key_prefix}_loss": total / weight if weight else float("nan")}

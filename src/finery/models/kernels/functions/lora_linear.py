@@ -7,6 +7,7 @@ dx = dy·W + s·(dy·B)·A,  dA = s·(dy·B)ᵀ·x,  dB = s·dyᵀ·(x·Aᵀ).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,7 +121,12 @@ class Group:
     """Sibling layers; the first that is called computes all, the others take what is ready if they are asked with the same input."""
 
     layers: list[Any]
-    ready: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by place: the input and the output
+    own: threading.local = field(default_factory=threading.local)  # several threads may run the model
+
+    @property
+    def ready(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By place: the input and the output."""
+        return self.own.__dict__.setdefault("ready", {})
 
     def forwards(self) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
         """Every layer, and what it is to compute instead of its own forward."""
@@ -137,7 +143,7 @@ class Group:
         from_here = self.layers if place == 0 else [self.layers[place]]
         outputs = _compute(from_here, x)
         if place == 0:
-            self.ready = {later: (x, y) for later, y in enumerate(outputs) if later}
+            self.own.ready = {later: (x, y) for later, y in enumerate(outputs) if later}
         return outputs[0]
 
 
