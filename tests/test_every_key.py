@@ -108,6 +108,7 @@ TRAINED: dict[str, Case] = keys_of_data.TRAINED | {
     "lora_dropout": Case(0.5, losses),
     "lora_target": Case("q_proj, v_proj", targets, (LINEAR, {"q_proj", "v_proj"})),
     **{key: Case(False, says(f"{key} in "), (True, False)) for key in ("rms_norm", "gated_mlp", "rotary", "lora_linear", "head_loss")},
+    "mixed_linear": Case(False, says("mixed_linear in "), (True, False), {"finetuning_type": "full", "bf16": True}),
     "packed_attention": Case(False, says("rows end to end"), (True, False)),
     "flash_attn": Case("disabled", says("rows end to end"), (True, False)),
     "enable_liger_kernel": Case(True, says("Finery's own kernels serve"), (False, True)),

@@ -215,6 +215,38 @@ def test_half_precision_stays_near() -> None:
     assert float(half) == pytest.approx(float(loss), rel=2e-2)
 
 
+@pytest.mark.parametrize("family", ["llama", "llama_no_groups", "qwen3", "olmo2", "gpt2"])
+def test_full_training_in_mixed_precision(family: str) -> None:
+    """fp32 weights, bf16 products: nearly what autocast gives alone, with each weight rounded once a step."""
+    model = build(family)
+    rows = rows_of(ROWS["many"])
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = plain(model, rows)
+        fast = make_fast(model, options(), Choices({}), torch.bfloat16)
+        ours = losses_and_gradients(model, [lay(rows)])
+    linear = [m for m in model.modules() if type(m) is torch.nn.Linear and m is not model.get_output_embeddings()]
+    assert fast.end_to_end and fast.places.get("mixed_linear", 0) == len(linear), fast.left
+    assert float(ours[0]) == pytest.approx(float(wanted[0]), rel=1e-2)
+    norm = torch.cat([gradient.flatten() for gradient in wanted[1].values()]).norm()
+    apart = torch.cat([(ours[1][name] - gradient).flatten() for name, gradient in wanted[1].items()]).norm()
+    assert apart < 0.05 * norm
+    assert all(gradient.dtype == torch.float32 for gradient in ours[1].values())
+
+
+def test_copies_of_weights_are_never_old() -> None:
+    from finery.models.kernels.functions.mixed_linear import Copies
+
+    copies, weight = Copies(), torch.nn.Parameter(torch.ones(2, 2))
+    first = copies.of(weight, torch.bfloat16)
+    assert copies.of(weight, torch.bfloat16) is first
+    with torch.no_grad():
+        weight.add_(1)
+    assert float(copies.of(weight, torch.bfloat16)[0, 0]) == 2
+    weight.data.add_(1)  # unseen by torch's count of changes, hence the trainer's `clear` before an optimizer's step
+    copies.clear()
+    assert float(copies.of(weight, torch.bfloat16)[0, 0]) == 3
+
+
 def test_the_head_keeps_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few tokens give the same; evaluation computes no gradient."""
     from finery.models.kernels.functions import head_loss

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finery.data.rows.base import Row
+from finery.training.memory import free_bytes
 from finery.training.steps import Parts, cut, deal, tokens_of
 
 Result = TypeVar("Result")
@@ -113,6 +114,12 @@ class Lanes:
                 for own in sums:
                     if (gradient := own.pop(place, None)) is not None:
                         parameter.grad = gradient.contiguous() if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def most_lanes(model: nn.Module, threads: int) -> int:
+    """One for each thread, if the gradients that each keeps for itself take a tenth of free memory at most."""
+    each = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    return int(max(min(threads, 1 + free_bytes(torch.device("cpu")) / 10 // max(each, 1)), 1))
 
 
 def draws_dice(model: nn.Module) -> bool:

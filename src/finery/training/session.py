@@ -30,7 +30,7 @@ from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
 from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
-from finery.training.lanes import draws_dice
+from finery.training.lanes import draws_dice, most_lanes
 from finery.training.memory import fit
 from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
 
@@ -130,7 +130,8 @@ class Session:
             return 1, "there are several processes"
         if draws_dice(model) or self.rest.get("neftune_noise_alpha"):
             return 1, "training draws random numbers, whose order must not depend on threads"
-        return torch.get_num_threads(), "one for each thread"
+        number = most_lanes(model, torch.get_num_threads())
+        return number, "one for each thread" if number == torch.get_num_threads() else "more would take much memory for gradients"
 
     def _device(self) -> torch.device:
         """Where this process trains."""

@@ -18,6 +18,7 @@ from finery.errors import UserError
 from finery.log import get_logger
 from finery.methods.base import Loss, Method
 from finery.models.head import bare, teach
+from finery.models.kernels.functions.mixed_linear import COPIES
 from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
 from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
@@ -122,6 +123,7 @@ class Trainer(transformers.Trainer):
             if self.args.device.type == "cuda":
                 torch.cuda.empty_cache()
             restore_random_states(dice)
+        COPIES.clear()
         num_tokens = sum(len(row.ids) for row in rows)
         num_supervised = sum(row.num_supervised for row in rows)
         self.clock.count(num_tokens, num_supervised, self._flops_each[0] * num_tokens + self._flops_each[1] * num_supervised)
@@ -211,6 +213,7 @@ class Trainer(transformers.Trainer):
                     total += float(loss.total)
                     weight += float(loss.weight)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        COPIES.clear()
         total, weight = self._total(total), self._total(weight)
         metrics = {f"{metric_key_prefix}_loss": total / weight if weight else float("nan")}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]

@@ -37,9 +37,10 @@ class Profile(Callback):
         """Start before the second step."""
         self.done += 1
         if self.done == FIRST and state.is_world_process_zero:
+            from torch._C._profiler import _ExperimentalConfig
             from torch.profiler import profile
 
-            self.profiler = profile()
+            self.profiler = profile(experimental_config=_ExperimentalConfig(profile_all_threads=True))
             self.profiler.start()
 
     def on_step_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:

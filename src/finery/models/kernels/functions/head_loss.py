@@ -15,6 +15,7 @@ from finery.models.head import plain_loss, supervised_states
 from finery.models.kernels import native
 from finery.models.kernels.base import is_close
 from finery.models.kernels.functions.lora_linear import compute_dtype
+from finery.models.kernels.functions.mixed_linear import COPIES
 
 CHUNK_BYTES = 32 * 2**20
 """About how much memory the logits of a chunk take."""
@@ -37,14 +38,13 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_S: Tensor, shape: Shape) -> Tensor:
         """The sum; kept are the finished gradients of what is trained or leads to it."""
         dtype = compute_dtype(hidden_SH, weight_VH)
-        hidden, weight = hidden_SH.detach().to(dtype), weight_VH.detach().to(dtype)
+        hidden, weight = hidden_SH.detach().to(dtype), COPIES.of(weight_VH, dtype)
         wants = ctx.needs_input_grad[:3]
         dhidden = torch.empty_like(hidden) if wants[0] else None
-        # summed in fp32 over the chunks
-        dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants[1] else None
+        dweight: Tensor | None = None  # summed in fp32 over the chunks
         dbias = torch.zeros(len(weight), dtype=torch.float32, device=weight.device) if bias_V is not None and wants[2] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(CHUNK_BYTES * (8 if wants[1] else 1) // (len(weight) * hidden.element_size()), 16)
+        size = max(CHUNK_BYTES * (4 if wants[1] else 1) // (len(weight) * hidden.element_size()), 16)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size]
             logits_CV = torch.nn.functional.linear(part, weight, bias_V.detach().to(dtype) if bias_V is not None else None)
@@ -52,8 +52,9 @@ class ChunkedLoss(torch.autograd.Function):
             total += loss
             if dhidden is not None:
                 torch.mm(gradient_CV, weight, out=dhidden[start : start + size])
-            if dweight is not None:
-                dweight += gradient_CV.t() @ part
+            if wants[1]:
+                more = gradient_CV.t() @ part
+                dweight = more.float() if dweight is None else dweight.add_(more)
             if dbias is not None:
                 dbias += gradient_CV.float().sum(0)
         ctx.gradients = dhidden, dweight, dbias

@@ -11,18 +11,25 @@ from torch import Tensor, nn
 
 from finery.models.kernels import native
 from finery.models.kernels.base import is_close, untouched
+from finery.models.kernels.functions.lora_linear import compute_dtype
+
+MIXED = "_mixed"
+"""Of the functions in norms.h: those from fp32 to bf16."""
 
 
 class Normalise(torch.autograd.Function):
-    """y = x / rms(x) · (w + shift), in the format of x (Zhang & Sennrich, 2019, arXiv 1910.07467)."""
+    """y = x / rms(x) · (w + shift) (Zhang & Sennrich, 2019, arXiv 1910.07467), in the format of x, or in that of autocast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
         """y, with x and 1 / rms of each row kept."""
         x = x.contiguous()
         scale = weight.detach().float() + shift
-        y, rstd = torch.empty_like(x), torch.empty(x.shape[:-1], dtype=torch.float32)
-        native.call("rms_norm_forward", x, scale, y, rstd, rstd.numel(), x.shape[-1], float(eps))
+        # products that read it would round it as well, each once more
+        mixed = x.dtype == torch.float32 and compute_dtype(x, x) == torch.bfloat16
+        y = torch.empty_like(x, dtype=torch.bfloat16 if mixed else x.dtype)
+        rstd = torch.empty(x.shape[:-1], dtype=torch.float32)
+        native.call(f"rms_norm_forward{MIXED * mixed}", x, scale, y, rstd, rstd.numel(), x.shape[-1], float(eps))
         ctx.save_for_backward(x, weight, rstd)
         ctx.shift = shift
         return y
@@ -31,11 +38,13 @@ class Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """dx, and dw where the weight is trained."""
         x, weight, rstd = ctx.saved_tensors
-        dy = gradients[0].to(x.dtype).contiguous()
+        mixed = x.dtype == torch.float32 and gradients[0].dtype == torch.bfloat16
+        dy = gradients[0].to(torch.bfloat16 if mixed else x.dtype).contiguous()
         dx = torch.empty_like(x)
         # a row for each thread, which sums its own part
         parts = torch.zeros(torch.get_num_threads(), x.shape[-1]) if ctx.needs_input_grad[1] else None
-        native.call("rms_norm_backward", dy, x, weight.float() + ctx.shift, rstd, dx, parts, rstd.numel(), x.shape[-1])
+        more = (weight.float() + ctx.shift, rstd, dx, parts, rstd.numel(), x.shape[-1])
+        native.call(f"rms_norm_backward{MIXED * mixed}", x, dy, *more)
         return dx, parts.sum(0).to(weight.dtype) if parts is not None else None, None, None
 
 

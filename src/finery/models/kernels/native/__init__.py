@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+SOURCES = ("kernels.c", "bodies.h", "norms.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 """No -ffast-math: what is infinite or no number must stay so, the guards look for it."""
 
@@ -79,13 +80,13 @@ def _built(compiler: str) -> Path:
     """The shared library for this source, compiler and processor; other processes may build it at the same time."""
     folder = Path(__file__).parent
     openmp = _torch_openmp()
-    name = digest(folder / "kernels.c", folder / "bodies.h", " ".join(FLAGS), compiler, str(openmp), _processor())
+    name = digest(*(folder / part for part in SOURCES), " ".join(FLAGS), compiler, str(openmp), _processor())
     target = cache_folder() / "native" / f"{name}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as beside:
             made = Path(beside) / target.name
-            command = [compiler, *FLAGS, str(folder / "kernels.c"), "-o", str(made), *([str(openmp)] if openmp else []), "-lm"]
+            command = [compiler, *FLAGS, str(folder / SOURCES[0]), "-o", str(made), *([str(openmp)] if openmp else []), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(target)
     return target

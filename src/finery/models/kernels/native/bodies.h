@@ -1,54 +1,6 @@
 /* Functions over elements of one number format: included once for each, with SCALAR, GET, PUT and NAME defined.
    `threads` is told each time, since the autograd engine's own threads do not know torch's number. Sums are kept in fp32, whatever the format. A row is computed by one thread. */
 
-/* y = x / rms(x) * w, Zhang & Sennrich 2019 (arXiv 1910.07467); 1 / rms is kept for the backward pass. */
-void NAME(rms_norm_forward)(const SCALAR *x, const float *w, SCALAR *y, float *rstd, int64_t rows, int64_t width, float eps, int threads)
-{
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < rows; r++) {
-        const SCALAR *xr = x + r * width;
-        SCALAR *yr = y + r * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) {
-            float v = GET(xr[i]);
-            sum += v * v;
-        }
-        float scale = 1.0f / sqrtf(sum / width + eps);
-        rstd[r] = scale;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++)
-            yr[i] = PUT(GET(xr[i]) * scale * w[i]);
-    }
-}
-
-/* dx; and where dw is given, the gradient of w, summed for each thread in a row of its own. */
-void NAME(rms_norm_backward)(const SCALAR *dy, const SCALAR *x, const float *w, const float *rstd, SCALAR *dx, float *dw,
-                             int64_t rows, int64_t width, int threads)
-{
-#pragma omp parallel num_threads(threads)
-    {
-        float *own = dw ? dw + THREAD * width : 0;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) {
-            const SCALAR *xr = x + r * width, *dyr = dy + r * width;
-            SCALAR *dxr = dx + r * width;
-            float dot = 0, scale = rstd[r];
-#pragma omp simd reduction(+ : dot)
-            for (int64_t i = 0; i < width; i++)
-                dot += GET(dyr[i]) * w[i] * GET(xr[i]);
-            dot *= scale * scale / width;
-            if (own)
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++)
-                    own[i] += GET(dyr[i]) * GET(xr[i]) * scale;
-#pragma omp simd
-            for (int64_t i = 0; i < width; i++)
-                dxr[i] = PUT(scale * (GET(dyr[i]) * w[i] - GET(xr[i]) * dot));
-        }
-    }
-}
-
 /* y = act(gate) * up, Shazeer 2020 (arXiv 2002.05202). */
 void NAME(gated_forward)(const SCALAR *gate, const SCALAR *up, SCALAR *y, int64_t count, int kind, int threads)
 {

@@ -66,6 +66,39 @@ static inline float gelu_inner_slope(float x)
     return 1.5957691216057308f * (1.0f + 0.134145f * x * x);
 }
 
+#define SAME(x) (x)
+
+#define X float
+#define GET_X SAME
+#define PUT_X SAME
+#define Y float
+#define GET_Y SAME
+#define PUT_Y SAME
+#define NAME(name) name##_fp32
+#include "norms.h"
+#undef Y
+#undef GET_Y
+#undef PUT_Y
+#undef NAME
+
+/* what mixed precision takes: rows in fp32, results for products in bf16 */
+#define Y bf16
+#define GET_Y from_bf16
+#define PUT_Y to_bf16
+#define NAME(name) name##_mixed_fp32
+#include "norms.h"
+#undef X
+#undef GET_X
+#undef PUT_X
+#undef NAME
+
+#define X bf16
+#define GET_X from_bf16
+#define PUT_X to_bf16
+#define NAME(name) name##_bf16
+#include "norms.h"
+#undef NAME
+
 #define SCALAR float
 #define GET(x) (x)
 #define PUT(x) (x)
