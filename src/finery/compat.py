@@ -1,7 +1,8 @@
 """Optional packages, and what differs between versions of the needed ones."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -50,6 +51,18 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
     # peft 0.21 still asks transformers 5.23 by the old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+@contextmanager
+def without_datasets() -> Iterator[None]:
+    """Let transformers' Trainer be imported without `datasets`, which it would only look at to know such data sets; ours are others."""
+    utils = import_module("transformers.utils")
+    before = utils.is_datasets_available
+    utils.is_datasets_available = lambda: False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.is_datasets_available = before  # type: ignore[attr-defined]
 
 
 def compiled_chat_template(tokenizer: "PreTrainedTokenizerBase") -> Callable[..., str] | None:

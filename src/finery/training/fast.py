@@ -1,7 +1,6 @@
 """Makes a model fast: puts the kernels in place, and tries them on its first layers before a run relies on them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from finery.data.rows.base import Row, lay, pad
 from finery.log import get_logger
-from finery.models.adapters.base import layer_stack
+from finery.models.adapters.base import first_layers
 from finery.models.head import bare, teach
 from finery.models.kernels import KERNELS
 from finery.models.kernels.base import Patches
@@ -21,8 +20,6 @@ log = get_logger(__name__)
 
 PACKS = "packed_attention"
 """The kernel without which rows are padded."""
-MOST_LAYERS = 8
-"""In the trial: as many of the first layers as it takes to have each kind, two at least."""
 
 
 @dataclass
@@ -114,7 +111,7 @@ class _Trial:
         device = self.base.device
         was_training = self.model.training
         self.model.eval()  # dropout would differ from call to call
-        with _first_layers(self.base) as layers, torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+        with first_layers(self.base) as layers, torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             trained = [p for p in layers.parameters() if p.requires_grad]
             total, gradients = 0.0, [torch.zeros_like(p, dtype=torch.float32) for p in trained]
             for batch in batches:
@@ -126,19 +123,3 @@ class _Trial:
                     gradients = [one if other is None else one + other.float() for one, other in zip(gradients, found, strict=True)]
         self.model.train(was_training)
         return total, torch.cat([one.flatten() for one in gradients]) if gradients else torch.zeros(1)
-
-
-@contextmanager
-def _first_layers(base: Any) -> Iterator[torch.nn.ModuleList]:
-    """The model with no more than its first layers, of each kind one."""
-    name, layers = layer_stack(base)
-    kinds = base.config.get_text_config().to_dict().get("layer_types") or []
-    number = next((n for n in range(2, MOST_LAYERS) if set(kinds[:n]) == set(kinds)), MOST_LAYERS)
-    parent, _, own = name.removesuffix(".").rpartition(".")
-    holder = base.get_submodule(parent)
-    few = torch.nn.ModuleList(list(layers)[:number])
-    setattr(holder, own, few)
-    try:
-        yield few
-    finally:
-        setattr(holder, own, layers)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finery.data.rows.base import Row
+from finery.models.adapters.base import first_layers
+from finery.models.head import bare
 from finery.training.memory import free_bytes
 from finery.training.steps import Parts, cut, deal, tokens_of
 
@@ -127,7 +129,7 @@ def draws_dice(model: nn.Module) -> bool:
     before = torch.get_rng_state()
     was_training = model.training
     model.train()
-    with torch.no_grad():
+    with torch.no_grad(), first_layers(bare(model)):
         model(input_ids=torch.zeros(1, 4, dtype=torch.long), targets=torch.zeros(1, 4, dtype=torch.long))
     model.train(was_training)
     drew = not torch.equal(before, torch.get_rng_state())

@@ -1,5 +1,6 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
+import gc
 import math
 import os
 import time
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finery.compat import is_first
+from finery.compat import is_first, without_datasets
 from finery.data import ledger
 from finery.data.differences import first_difference
 from finery.data.load import DataOptions, Sets
@@ -171,7 +172,9 @@ class Session:
         from transformers import PrinterCallback, TrainerCallback
 
         from finery.training.callbacks import CALLBACKS
-        from finery.training.trainer import Trainer
+
+        with without_datasets():
+            from finery.training.trainer import Trainer
 
         loop = self.loop
         arguments = training_arguments(loop, self.rest, self.precision, self.folder, self.choices["gradient_checkpointing"])
@@ -249,9 +252,11 @@ class Session:
             clear(self.folder)
         trainer.accelerator.wait_for_everyone()
         began = time.time()
+        gc.freeze()  # what is there now stays: it need not be looked through for garbage
         try:
             result = trainer.train(resume_from_checkpoint=str(self.start) if self.start else None)
         finally:
+            gc.unfreeze()
             for watcher in self.watchers:
                 watcher.close()
             if is_first():  # a choice may have been changed on the way

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,10 @@ from finery.options import Finding, OptionGroup
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+_MOST_FIRST = 8
+"""Layers that are enough to try things with, whatever kinds there are."""
 
 
 class Adapter(ABC):
@@ -73,3 +78,21 @@ def layer_stack(model: Any) -> tuple[str, Any]:
     if not stacks:
         raise UserError("the model has no stack of layers: 'finetuning_type: lora' or 'full' may serve")
     return max(stacks, key=lambda stack: len(stack[1]))
+
+
+@contextmanager
+def first_layers(base: Any) -> Iterator[nn.ModuleList]:
+    """The model with no more than its first layers: two, or as many as it takes to have each kind."""
+    from torch import nn
+
+    name, layers = layer_stack(base)
+    kinds = base.config.get_text_config().to_dict().get("layer_types") or []
+    number = next((n for n in range(2, _MOST_FIRST) if set(kinds[:n]) == set(kinds)), _MOST_FIRST)
+    parent, _, own = name.removesuffix(".").rpartition(".")
+    holder = base.get_submodule(parent)
+    few = nn.ModuleList(list(layers)[:number])
+    setattr(holder, own, few)
+    try:
+        yield few
+    finally:
+        setattr(holder, own, layers)

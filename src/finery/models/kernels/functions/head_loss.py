@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finery.errors import UserError
+from finery.models.adapters.base import first_layers
 from finery.models.head import plain_loss, supervised_states
 from finery.models.kernels import native
 from finery.models.kernels.base import is_close
@@ -116,10 +118,10 @@ def difference(model: Any) -> str:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), first_layers(model):
             plain = plain_loss(model, {"input_ids": ids}, ids)
             ours = chunked_loss(Shape(model.config), model, {"input_ids": ids}, ids)
-    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (TypeError, AttributeError, RuntimeError, ValueError, UserError) as error:
         return f"the model's forward is of another kind ({error})"
     finally:
         model.train(was_training)

@@ -81,7 +81,7 @@ def _compute(layer: nn.Linear, x: Tensor) -> Tensor:
 def candidates(model: Any) -> Iterator[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
     """Linear layers with trained fp32 weights, but not the output head, and what computes the same."""
     head = model.get_output_embeddings()
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         trained = type(layer) is nn.Linear and layer.weight.requires_grad and layer.weight.dtype == torch.float32
-        if trained and layer is not head and untouched(layer):
+        if trained and layer is not head and ".lora_" not in name and untouched(layer):  # thin ones are served with their layer
             yield layer, partial(_compute, layer)  # type: ignore[arg-type]
