@@ -27,7 +27,7 @@ from peer import LOOP_BEGINS, as_fp32, peer_config, peer_python
 from finery.models.demo_model import demo_model
 
 FOLDER = Path(tempfile.gettempdir()) / "finery-benchmarks" / "against"
-CUTOFF = 1024
+CUTOFF = 4200
 GRID: dict[str, dict[str, Any]] = {
     "fp32, recomputing": {"fp32": True},
     "fp32": {"fp32": True, "disable_gradient_checkpointing": True},
@@ -57,6 +57,7 @@ class Measured:
     peak_mb: float
     start_seconds: float
     loss: float
+    mfu: float = float("nan")  # share of the machine's matrix-product peak, which Finery tells
 
 
 def write_rows(data: Path, count: int) -> Path:
@@ -103,7 +104,9 @@ def run(command: list[str], begins: str, step: str, losses: Path, threads: int, 
         raise SystemExit(f"{' '.join(command)} ended with {status} after {len(marks)} steps; see {FOLDER / 'log.txt'}")
     history = json.loads((losses / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     loss = statistics.mean(line["loss"] for line in history if "loss" in line)
-    return Measured(sum(tokens[1:]) / (marks[len(tokens) - 1] - marks[0]), usage.ru_maxrss / 1024, start, loss)
+    results = json.loads((losses / "train_results.json").read_text(encoding="utf-8"))
+    speed = sum(tokens[1:]) / (marks[len(tokens) - 1] - marks[0])
+    return Measured(speed, usage.ru_maxrss / 1024, start, loss, results.get("train_mfu", float("nan")))
 
 
 def both(case: dict[str, Any], peer_how: dict[str, Any], threads: int, tokens: list[int], who: str) -> Measured:
@@ -132,11 +135,54 @@ def best_of_grid(case: dict[str, Any], threads: int, tokens: list[int]) -> dict[
     return GRID[max(speeds, key=lambda name: speeds[name])]
 
 
+def growth(threads: int, steps: int) -> dict[str, Any]:
+    """Finery alone, with twice the rows in a step: seconds and memory beside those of once the rows."""
+    once, twice = (
+        both(CASES["LoRA, batch 1 x 8"] | {"gradient_accumulation_steps": rows}, {}, threads, tokens_by_step(steps * rows, rows), "finery")
+        for rows in (8, 16)
+    )
+    row = {"case": "twice the tokens in a step", "threads": threads}
+    row |= {"seconds": round(2 * once.tokens_per_second / twice.tokens_per_second, 3), "memory": round(twice.peak_mb / once.peak_mb, 3)}
+    print(
+        f"twice the tokens in a step, {threads} thread(s): {row['seconds']:.2f} times the time, {row['memory']:.2f} times the memory",
+        flush=True,
+    )
+    return row
+
+
+def import_seconds(python: str) -> float:
+    """What importing the libraries that both programs train with takes by itself: the median of three."""
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(
+            [python, "-c", "import torch, transformers, peft; from transformers import Trainer"], check=True, capture_output=True
+        )
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def machine() -> dict[str, str]:
+    """Where this was measured, and with what."""
+    import platform
+
+    import torch
+    import transformers
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    date = time.strftime("%Y-%m-%d")
+    return {"processor": f"{name}, {os.cpu_count()} cores, {' '.join(formats) or 'no bf16'}", "versions": versions, "date": date}
+
+
 def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: int) -> dict[str, Any]:
     """One row of the table."""
     tokens = tokens_by_step(steps * 8, 8)
     print(f"{name}, {threads} thread(s), {steps} steps of 8 rows, {sum(tokens):,} tokens", flush=True)
-    how = best_of_grid(case, threads, tokens[:3])
+    how = best_of_grid(case, threads, tokens[:2])
     runs: dict[str, list[Measured]] = {"peer": [], "finery": []}
     for _ in range(pairs):
         for who, done in runs.items():
@@ -147,7 +193,26 @@ def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: in
         theirs, ours = (statistics.median(getattr(one, field) for one in runs[who]) for who in ("peer", "finery"))
         row[field] = {"peer": round(theirs, 4), "finery": round(ours, 4), "ratio": round(ours / theirs, 3)}
         print(f"  {field}: peer {theirs:.4g}, finery {ours:.4g}, ratio {ours / theirs:.2f}{'' if better else ' (should be 1)'}", flush=True)
+    row["share of peak"] = round(statistics.median(one.mfu for one in runs["finery"]), 3)
+    print(f"  share of the matrix-product peak: finery {row['share of peak']:.2f}", flush=True)
     return row
+
+
+HEAD = (
+    "| case | threads | the peer's best setting | tokens/s, peer | Finery | ratio | MB, peer | Finery | ratio |"
+    " start, peer | Finery | ratio | mean loss, peer | Finery | of peak |"
+)
+
+
+def table_line(row: dict[str, Any]) -> str:
+    """A row of the result as a line of a Markdown table, as docs/speed.md has it."""
+    speed, memory, start, loss = (row[field] for field in ("tokens_per_second", "peak_mb", "start_seconds", "loss"))
+    cells = [row["case"].replace(" x ", " × "), row["threads"], row["peer setting"]]
+    cells += [f"{speed['peer']:.0f}", f"{speed['finery']:.0f}", f"{speed['ratio']:.2f}"]
+    cells += [f"{memory['peer']:,.0f}", f"{memory['finery']:,.0f}", f"{memory['ratio']:.2f}"]
+    cells += [f"{start['peer']:.1f} s", f"{start['finery']:.1f} s", f"{start['ratio']:.2f}"]
+    cells += [f"{loss['peer']:.4f}", f"{loss['finery']:.4f}", f"{row['share of peak']:.0%}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
@@ -158,14 +223,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--no-growth", action="store_true", help="leave out what twice the tokens cost")
     parser.add_argument("--result", type=Path, help="where to write the table as JSON")
     args = parser.parse_args()
     if peer_python() is None:
         raise SystemExit("FINERY_PEER should name the Python that LLaMA-Factory is installed for, see peer.py")
-    write_rows(args.data, args.steps * 8)
-    rows = [compare(name, CASES[name], args.pairs, threads, args.steps) for threads in args.threads for name in args.cases]
+    write_rows(args.data, args.steps * 16)
+    imports = {who: round(import_seconds(str(python)), 2) for who, python in (("peer", peer_python()), ("finery", sys.executable))}
+    print(f"imports alone: peer {imports['peer']} s, finery {imports['finery']} s", flush=True)
+    found: dict[str, Any] = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}"} | machine()
+    found |= {"imports": imports, "rows": []}
+    for threads in args.threads:
+        for name in args.cases:
+            found["rows"].append(compare(name, CASES[name], args.pairs, threads, args.steps))
+            if args.result:  # after each, since a whole table takes an hour
+                args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([HEAD, *map(table_line, found["rows"])]))
+    if not args.no_growth:
+        found["rows"].append(growth(args.threads[0], args.steps))
     if args.result:
-        args.result.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

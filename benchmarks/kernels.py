@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from against_llamafactory import machine
 from made_rows import write
 
 from finery.compat import have
@@ -27,6 +28,7 @@ OURS = [name for name in KERNELS.names() if KERNELS[name].Options().model_dump()
 SETTINGS: dict[str, dict[str, Any]] = {
     "all": {},
     **{f"without {name}": {KERNELS[name].switch: False} for name in OURS},
+    "one micro-batch at a time": {"micro_batches_at_once": 1},
     **({"all, and Liger": {"enable_liger_kernel": True}} if have("liger_kernel") else {}),
     "none": {KERNELS[name].switch: False for name in OURS},
     "none, recomputing": {KERNELS[name].switch: False for name in OURS} | {"gradient_checkpointing": True},
@@ -91,21 +93,23 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.settings:
             keys = SETTINGS[name] | {"per_device_train_batch_size": args.batch, "max_steps": args.steps}
-            found, peak, results = measure(model, rows, args.threads, keys)
-            speeds[name] += found
+            seen, peak, results = measure(model, rows, args.threads, keys)
+            speeds[name] += seen
             memory[name] = max(memory[name], peak)
-            print(f"  {name}: {statistics.median(found):,.0f} tokens/s", flush=True)
+            print(f"  {name}: {statistics.median(seen):,.0f} tokens/s", flush=True)
             told[name] = {key: results[key] for key in ("train_loss", "train_mfu", "train_peak_tflops", "train_forward_share")}
     table = []
     base = statistics.median(speeds[args.settings[0]])
     for name in args.settings:
         speed, results = statistics.median(speeds[name]), told[name]
         table.append(
-            {"setting": name, "tokens_per_second": round(speed, 1), "ratio": round(speed / base, 3), "peak_mb": memory[name]} | results
+            {"setting": name, "tokens_per_second": round(speed, 1), "ratio": round(speed / base, 3), "peak_mb": round(memory[name])}
+            | results
         )
         print(f"{name}: {speed:,.0f} tokens/s ({speed / base:.2f}), {memory[name]:,.0f} MB, loss {results['train_loss']:.4f}", flush=True)
     if args.result:
-        args.result.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        found = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}"} | machine() | {"rows": table}
+        args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

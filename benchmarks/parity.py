@@ -1,0 +1,71 @@
+"""Losses of 50 steps beside those of the plain path in fp32: `python benchmarks/parity.py [--steps 50] [--rows 4]`.
+
+LoRA of rank 8 on SmolLM2-135M-Instruct, `--rows` short rows of a demo set a step. The plain path is the model's own code, every kernel
+switched off, rows padded; it is compared with all kernels in fp32 and in bf16. Printed is the largest relative difference of a step's loss.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from against_llamafactory import FOLDER, machine
+from peer import peer_config
+
+import finery
+from finery.models.demo_model import demo_model
+from finery.models.kernels import KERNELS
+
+LIMITS = {"fp32": 1e-5, "bf16": 2e-2}
+PLAIN: dict[str, Any] = {"bf16": False, "micro_batches_at_once": 1}
+
+
+def write_rows(data: Path, count: int) -> None:
+    """Short rows of a fixed draw."""
+    rows = json.loads((data / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    short = [row for row in rows if len(row["output"]) < 400]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "rows.json").write_text(json.dumps(random.Random(3).choices(short, k=count)), encoding="utf-8")
+    (FOLDER / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
+
+
+def losses(steps: int, rows: int, **changes: Any) -> list[float]:
+    """The loss of each step of a run."""
+    keys = {"per_device_train_batch_size": rows, "max_steps": steps, "cutoff_len": 256, **changes}
+    folder = finery.train(peer_config(demo_model(), FOLDER, "rows", FOLDER / "parity", **keys))
+    lines = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def main() -> None:
+    """Print the differences; write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=4, help="of a step")
+    parser.add_argument("--result", type=Path)
+    args = parser.parse_args()
+    write_rows(args.data, args.steps * args.rows)
+    plain = losses(args.steps, args.rows, **PLAIN, **{KERNELS[name].switch: False for name in KERNELS.names()})
+    found: dict[str, Any] = {}
+    for name, limit in LIMITS.items():
+        ours = losses(args.steps, args.rows, bf16=name == "bf16")
+        apart = [abs(one - other) / other for one, other in zip(ours, plain, strict=True)]
+        found[name] = {"largest": max(apart), "at_step": apart.index(max(apart)) + 1, "limit": limit}
+        print(f"{name}: {max(apart):.1e} at step {found[name]['at_step']} of {args.steps} (goal {limit:.0e})", flush=True)
+    if args.result:
+        args.result.write_text(
+            json.dumps(
+                {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}", "steps": args.steps} | machine() | found,
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+
+
+if __name__ == "__main__":
+    main()
