@@ -90,6 +90,7 @@ def run(command: list[str], begins: str, step: str, losses: Path, threads: int, 
     """One command, watched to its end."""
     settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     pinned = ["taskset", "-c", "0", *command] if threads == 1 else command
+    (losses / "trainer_state.json").unlink(missing_ok=True)
     began, start, marks = time.perf_counter(), 0.0, []
     with (FOLDER / "log.txt").open("w", encoding="utf-8") as log:
         pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
@@ -100,7 +101,8 @@ def run(command: list[str], begins: str, step: str, losses: Path, threads: int, 
             start = now if begins in line and not start else start
             marks += [now] if step in line else []
         _, status, usage = os.wait4(process.pid, 0)
-    if status or len(marks) < len(tokens):
+    # the peer's full fine-tuning ends with an error in its model card, when all is trained and saved
+    if len(marks) < len(tokens) or not (losses / "trainer_state.json").exists():
         raise SystemExit(f"{' '.join(command)} ended with {status} after {len(marks)} steps; see {FOLDER / 'log.txt'}")
     history = json.loads((losses / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     loss = statistics.mean(line["loss"] for line in history if "loss" in line)
@@ -162,8 +164,8 @@ def import_seconds(python: str) -> float:
     return statistics.median(found)
 
 
-def machine() -> dict[str, str]:
-    """Where this was measured, and with what."""
+def origin(script: str) -> dict[str, str]:
+    """How a result came about: the command without its places, the machine, versions and the date."""
     import platform
 
     import torch
@@ -175,7 +177,15 @@ def machine() -> dict[str, str]:
     formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     date = time.strftime("%Y-%m-%d")
-    return {"processor": f"{name}, {os.cpu_count()} cores, {' '.join(formats) or 'no bf16'}", "versions": versions, "date": date}
+    words, places = sys.argv[1:], ("--result", "--plot", "--data")
+    kept = [word for place, word in enumerate(words) if word not in places and words[place - 1 if place else 0] not in places]
+    command = " ".join(["python", f"benchmarks/{Path(script).name}", *(f"'{word}'" if " " in word else word for word in kept)])
+    return {
+        "command": command,
+        "processor": f"{name}, {os.cpu_count()} cores, {' '.join(formats) or 'no bf16'}",
+        "versions": versions,
+        "date": date,
+    }
 
 
 def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: int) -> dict[str, Any]:
@@ -231,7 +241,7 @@ def main() -> None:
     write_rows(args.data, args.steps * 16)
     imports = {who: round(import_seconds(str(python)), 2) for who, python in (("peer", peer_python()), ("finery", sys.executable))}
     print(f"imports alone: peer {imports['peer']} s, finery {imports['finery']} s", flush=True)
-    found: dict[str, Any] = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}"} | machine()
+    found: dict[str, Any] = origin(__file__)
     found |= {"imports": imports, "rows": []}
     for threads in args.threads:
         for name in args.cases:

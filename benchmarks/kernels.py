@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import machine
+from against_llamafactory import origin
 from made_rows import write
 
 from finery.compat import have
@@ -108,7 +108,7 @@ def main() -> None:
         )
         print(f"{name}: {speed:,.0f} tokens/s ({speed / base:.2f}), {memory[name]:,.0f} MB, loss {results['train_loss']:.4f}", flush=True)
     if args.result:
-        found = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}"} | machine() | {"rows": table}
+        found = origin(__file__) | {"rows": table}
         args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

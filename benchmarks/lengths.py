@@ -8,11 +8,10 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import CASES, FOLDER, GRID, Measured, both, machine, tokens_by_step
+from against_llamafactory import CASES, FOLDER, GRID, Measured, both, origin, tokens_by_step
 from peer import peer_python
 
 from finery.models.demo_model import demo_model
@@ -86,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     points = [measure(args.data, length, args.setting, args.threads, args.pairs) for length in LENGTHS]
     if args.result:
-        found = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}", "peer setting": args.setting} | machine()
+        found = {"peer setting": args.setting} | origin(__file__)
         args.result.write_text(json.dumps(found | {"points": points}, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         plot(points, args.plot)

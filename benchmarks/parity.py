@@ -8,11 +8,10 @@ import argparse
 import json
 import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import FOLDER, machine
+from against_llamafactory import FOLDER, origin
 from peer import peer_config
 
 import finery
@@ -59,7 +58,7 @@ def main() -> None:
     if args.result:
         args.result.write_text(
             json.dumps(
-                {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}", "steps": args.steps} | machine() | found,
+                {"steps": args.steps} | origin(__file__) | found,
                 indent=1,
             )
             + "\n",

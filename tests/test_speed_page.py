@@ -36,6 +36,12 @@ def test_the_table_beside_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{row['seconds']:.2f} times the time and {row['memory']:.2f} times the memory" in PAGE
 
 
+def test_the_losses_of_fifty_steps() -> None:
+    found = result("parity")
+    assert found["steps"] == 50 and found["fp32"]["largest"] < found["fp32"]["limit"]
+    assert all(f"{found[name]['largest']:.1e}" in PAGE for name in ("fp32", "bf16"))
+
+
 def test_the_files_say_how_they_came_about() -> None:
     for path in (ROOT / "docs" / "speed").glob("*.json"):
         found = json.loads(path.read_text(encoding="utf-8"))
