@@ -23,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from peer import LOOP_BEGINS, as_fp32, peer_config, peer_python
+from results import save
+from startup import seconds
 
 from finery.models.demo_model import demo_model
 
 FOLDER = Path(tempfile.gettempdir()) / "finery-benchmarks" / "against"
+DATA = Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+"""Where the demo sets lie, unless `--data` says otherwise."""
 CUTOFF = 4200
 GRID: dict[str, dict[str, Any]] = {
     "fp32, recomputing": {"fp32": True},
@@ -60,14 +64,16 @@ class Measured:
     mfu: float = float("nan")  # share of the machine's matrix-product peak, which Finery tells
 
 
-def write_rows(data: Path, count: int) -> Path:
-    """The first rows of a fixed draw from both demo sets, in one file."""
-    rows = [row for name in ("alpaca_en_demo", "alpaca_zh_demo") for row in json.loads((data / f"{name}.json").read_text(encoding="utf-8"))]
-    chosen = random.Random(7).sample(rows, count)
+def demo_rows(data: Path) -> list[dict[str, Any]]:
+    """Those of both demo sets."""
+    return [row for name in ("alpaca_en_demo", "alpaca_zh_demo") for row in json.loads((data / f"{name}.json").read_text(encoding="utf-8"))]
+
+
+def write_set(rows: list[dict[str, Any]]) -> None:
+    """The data set `rows` in FOLDER, which both programs read."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "rows.json").write_text(json.dumps(chosen, ensure_ascii=False), encoding="utf-8")
+    (FOLDER / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     (FOLDER / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
-    return FOLDER
 
 
 def tokens_by_step(count: int, step: int) -> list[int]:
@@ -154,38 +160,19 @@ def growth(threads: int, steps: int) -> dict[str, Any]:
 
 def import_seconds(python: str) -> float:
     """What importing the libraries that both programs train with takes by itself: the median of three."""
-    found = []
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run(
-            [python, "-c", "import torch, transformers, peft; from transformers import Trainer"], check=True, capture_output=True
-        )
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    return statistics.median(
+        seconds([python, "-c", "import torch, transformers, peft; from transformers import Trainer"], 0) for _ in range(3)
+    )
 
 
-def origin(script: str) -> dict[str, str]:
-    """How a result came about: the command without its places, the machine, versions and the date."""
-    import platform
-
-    import torch
-    import transformers
-
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    date = time.strftime("%Y-%m-%d")
-    words, places = sys.argv[1:], ("--result", "--plot", "--data")
-    kept = [word for place, word in enumerate(words) if word not in places and words[place - 1 if place else 0] not in places]
-    command = " ".join(["python", f"benchmarks/{Path(script).name}", *(f"'{word}'" if " " in word else word for word in kept)])
-    return {
-        "command": command,
-        "processor": f"{name}, {os.cpu_count()} cores, {' '.join(formats) or 'no bf16'}",
-        "versions": versions,
-        "date": date,
-    }
+def in_pairs(case: dict[str, Any], how: dict[str, Any], threads: int, tokens: list[int], pairs: int) -> dict[str, list[Measured]]:
+    """Runs of the peer, where there is one, and of Finery, in turns."""
+    runs: dict[str, list[Measured]] = {"peer": [], "finery": []} if peer_python() else {"finery": []}
+    for _ in range(pairs):
+        for who, done in runs.items():
+            done.append(both(case, how, threads, tokens, who))
+            print(f"  {who}: {done[-1]}", flush=True)
+    return runs
 
 
 def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: int) -> dict[str, Any]:
@@ -193,11 +180,7 @@ def compare(name: str, case: dict[str, Any], pairs: int, threads: int, steps: in
     tokens = tokens_by_step(steps * 8, 8)
     print(f"{name}, {threads} thread(s), {steps} steps of 8 rows, {sum(tokens):,} tokens", flush=True)
     how = best_of_grid(case, threads, tokens[:2])
-    runs: dict[str, list[Measured]] = {"peer": [], "finery": []}
-    for _ in range(pairs):
-        for who, done in runs.items():
-            done.append(both(case, how, threads, tokens, who))
-            print(f"  {who}: {done[-1]}", flush=True)
+    runs = in_pairs(case, how, threads, tokens, pairs)
     row: dict[str, Any] = {"case": name, "threads": threads, "peer setting": next(key for key, value in GRID.items() if value == how)}
     for field, better in (("tokens_per_second", 1), ("peak_mb", -1), ("start_seconds", -1), ("loss", 0)):
         theirs, ours = (statistics.median(getattr(one, field) for one in runs[who]) for who in ("peer", "finery"))
@@ -228,7 +211,7 @@ def table_line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Print the table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
@@ -238,21 +221,18 @@ def main() -> None:
     args = parser.parse_args()
     if peer_python() is None:
         raise SystemExit("FINERY_PEER should name the Python that LLaMA-Factory is installed for, see peer.py")
-    write_rows(args.data, args.steps * 16)
+    write_set(random.Random(7).sample(demo_rows(args.data), args.steps * 16))
     imports = {who: round(import_seconds(str(python)), 2) for who, python in (("peer", peer_python()), ("finery", sys.executable))}
     print(f"imports alone: peer {imports['peer']} s, finery {imports['finery']} s", flush=True)
-    found: dict[str, Any] = origin(__file__)
-    found |= {"imports": imports, "rows": []}
+    found: dict[str, Any] = {"imports": imports, "rows": []}
     for threads in args.threads:
         for name in args.cases:
             found["rows"].append(compare(name, CASES[name], args.pairs, threads, args.steps))
-            if args.result:  # after each, since a whole table takes an hour
-                args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            save(args.result, found)  # after each, since a whole table takes an hour
     print("\n".join([HEAD, *map(table_line, found["rows"])]))
     if not args.no_growth:
         found["rows"].append(growth(args.threads[0], args.steps))
-    if args.result:
-        args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(args.result, found)
 
 
 if __name__ == "__main__":

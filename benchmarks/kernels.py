@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import origin
 from made_rows import write
+from results import save
 
 from finery.compat import have
 from finery.models.demo_model import demo_model
@@ -107,9 +107,7 @@ def main() -> None:
             | results
         )
         print(f"{name}: {speed:,.0f} tokens/s ({speed / base:.2f}), {memory[name]:,.0f} MB, loss {results['train_loss']:.4f}", flush=True)
-    if args.result:
-        found = origin(__file__) | {"rows": table}
-        args.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(args.result, {"rows": table})
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ step holds 4,096 tokens, one row a micro-batch for the peer. FINERY_PEER names t
 """
 
 import argparse
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import CASES, FOLDER, GRID, Measured, both, origin, tokens_by_step
-from peer import peer_python
+from against_llamafactory import CASES, DATA, GRID, demo_rows, in_pairs, tokens_by_step, write_set
+from results import save
 
 from finery.models.demo_model import demo_model
 from finery.models.tokenizer import load_tokenizer
@@ -26,14 +24,10 @@ PROMPT = 40  # about what the template and the question take
 def write_rows(data: Path, length: int, count: int) -> None:
     """Rows whose answers are pieces of the demo sets' answers, one after the other."""
     tokenizer = load_tokenizer(demo_model(), False)
-    rows = [row for name in ("alpaca_en_demo", "alpaca_zh_demo") for row in json.loads((data / f"{name}.json").read_text(encoding="utf-8"))]
-    ids = tokenizer("\n".join(row["output"] for row in rows), verbose=False)["input_ids"]
+    ids = tokenizer("\n".join(row["output"] for row in demo_rows(data)), verbose=False)["input_ids"]
     size = length - PROMPT
     texts = [tokenizer.decode(ids[start % (len(ids) - size) :][:size]) for start in range(0, count * size, size)]
-    made = [{"instruction": f"Go on with text number {place}.", "input": "", "output": text} for place, text in enumerate(texts)]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "rows.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-    (FOLDER / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
+    write_set([{"instruction": f"Go on with text number {place}.", "input": "", "output": text} for place, text in enumerate(texts)])
 
 
 def measure(data: Path, length: int, setting: str, threads: int, pairs: int) -> dict[str, Any]:
@@ -42,10 +36,7 @@ def measure(data: Path, length: int, setting: str, threads: int, pairs: int) -> 
     write_rows(data, length, rows * STEPS)
     tokens = tokens_by_step(rows * STEPS, rows)
     case = CASES["LoRA, batch 1 x 8"] | {"gradient_accumulation_steps": rows}
-    runs: dict[str, list[Measured]] = {"peer": [], "finery": []} if peer_python() else {"finery": []}
-    for _ in range(pairs):
-        for who, done in runs.items():
-            done.append(both(case, GRID[setting], threads, tokens, who))
+    runs = in_pairs(case, GRID[setting], threads, tokens, pairs)
     point: dict[str, Any] = {"length": sum(tokens) // (rows * STEPS)}
     for who, done in runs.items():
         point[who] = round(statistics.median(one.tokens_per_second for one in done), 1)
@@ -76,7 +67,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Print the points; write them and the picture where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--setting", choices=list(GRID), default="bf16 weights", help="how the peer runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=1)
@@ -84,9 +75,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw them")
     args = parser.parse_args()
     points = [measure(args.data, length, args.setting, args.threads, args.pairs) for length in LENGTHS]
-    if args.result:
-        found = {"peer setting": args.setting} | origin(__file__)
-        args.result.write_text(json.dumps(found | {"points": points}, indent=1) + "\n", encoding="utf-8")
+    save(args.result, {"peer setting": args.setting, "points": points})
     if args.plot:
         plot(points, args.plot)
 

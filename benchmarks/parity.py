@@ -6,13 +6,13 @@ switched off, rows padded; it is compared with all kernels in fp32 and in bf16. 
 
 import argparse
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
 
-from against_llamafactory import FOLDER, origin
+from against_llamafactory import DATA, FOLDER, write_set
 from peer import peer_config
+from results import save
 
 import finery
 from finery.models.demo_model import demo_model
@@ -20,15 +20,6 @@ from finery.models.kernels import KERNELS
 
 LIMITS = {"fp32": 1e-5, "bf16": 2e-2}
 PLAIN: dict[str, Any] = {"bf16": False, "micro_batches_at_once": 1}
-
-
-def write_rows(data: Path, count: int) -> None:
-    """Short rows of a fixed draw."""
-    rows = json.loads((data / "alpaca_en_demo.json").read_text(encoding="utf-8"))
-    short = [row for row in rows if len(row["output"]) < 400]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "rows.json").write_text(json.dumps(random.Random(3).choices(short, k=count)), encoding="utf-8")
-    (FOLDER / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
 
 
 def losses(steps: int, rows: int, **changes: Any) -> list[float]:
@@ -42,12 +33,13 @@ def losses(steps: int, rows: int, **changes: Any) -> list[float]:
 def main() -> None:
     """Print the differences; write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FINERY_SHARED") or Path(__file__).parents[2] / "shared") / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=4, help="of a step")
     parser.add_argument("--result", type=Path)
     args = parser.parse_args()
-    write_rows(args.data, args.steps * args.rows)
+    rows = json.loads((args.data / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    write_set(random.Random(3).choices([row for row in rows if len(row["output"]) < 400], k=args.steps * args.rows))
     plain = losses(args.steps, args.rows, **PLAIN, **{KERNELS[name].switch: False for name in KERNELS.names()})
     found: dict[str, Any] = {}
     for name, limit in LIMITS.items():
@@ -55,15 +47,7 @@ def main() -> None:
         apart = [abs(one - other) / other for one, other in zip(ours, plain, strict=True)]
         found[name] = {"largest": max(apart), "at_step": apart.index(max(apart)) + 1, "limit": limit}
         print(f"{name}: {max(apart):.1e} at step {found[name]['at_step']} of {args.steps} (goal {limit:.0e})", flush=True)
-    if args.result:
-        args.result.write_text(
-            json.dumps(
-                {"steps": args.steps} | origin(__file__) | found,
-                indent=1,
-            )
-            + "\n",
-            encoding="utf-8",
-        )
+    save(args.result, {"steps": args.steps} | found)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,20 @@ def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
 def is_first() -> bool:
     """Whether this is the only process of a run, or the first: it alone writes files."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def num_ranks() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The line in which Linux tells a processor's instructions; empty where it is not known."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
 def quiet_transformers() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from finery.compat import processor_flags
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -47,11 +49,7 @@ def _refusal(asked: torch.dtype | None, device: torch.device) -> str:
 
 def cpu_computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU multiplies bf16 in hardware (AVX512-bf16, AMX or the ARM extension); false where it is not known."""
-    try:
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.lower().startswith(("flags", "features"))), "")
-    except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags(cpuinfo).split()))
 
 
 def named_dtype(asked: str, own: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from finery.log import get_logger
 from finery.models.adapters.base import first_layers
 from finery.models.head import bare, teach
 from finery.models.kernels import KERNELS
-from finery.models.kernels.base import Patches
+from finery.models.kernels.base import Patches, in_mode
 from finery.options import OptionGroup
 from finery.training.choices import Choices
 
@@ -109,9 +109,9 @@ class _Trial:
         """The sum of the losses, and the gradients of what is trained in these layers; rows `apart`, `padded` or `packed`."""
         batches = [lay(self.rows)] if how == "packed" else [pad(self.rows)] if how == "padded" else [pad([row]) for row in self.rows]
         device = self.base.device
-        was_training = self.model.training
-        self.model.eval()  # dropout would differ from call to call
-        with first_layers(self.base) as layers, torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+        autocast = torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
+        # dropout would differ from call to call
+        with in_mode(self.model, training=False), first_layers(self.base) as layers, autocast:
             trained = [p for p in layers.parameters() if p.requires_grad]
             total, gradients = 0.0, [torch.zeros_like(p, dtype=torch.float32) for p in trained]
             for batch in batches:
@@ -121,5 +121,4 @@ class _Trial:
                 if trained and loss.requires_grad:
                     found = torch.autograd.grad(loss, trained, allow_unused=True)
                     gradients = [one if other is None else one + other.float() for one, other in zip(gradients, found, strict=True)]
-        self.model.train(was_training)
         return total, torch.cat([one.flatten() for one in gradients]) if gradients else torch.zeros(1)

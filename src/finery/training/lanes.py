@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from finery.data.rows.base import Row
-from finery.models.adapters.base import first_layers
+from finery.models.adapters.base import first_layers, num_trained
 from finery.models.head import bare
+from finery.models.kernels.base import in_mode
 from finery.training.memory import free_bytes
 from finery.training.steps import Parts, cut, deal, tokens_of
 
@@ -37,8 +38,7 @@ def share_out(rows: Sequence[Row], budget: int, most: int, threads: int, end_to_
     best: list[Parts] = []
     shortest = float("inf")
     while most >= 1:
-        room = max(int(budget * ROOMY / most), 1) if most > 1 else budget
-        lanes = [cut(group, room, end_to_end=True) for group in deal(rows, most)] if end_to_end else _lanes(cut(rows, room), most)
+        lanes = _lanes(rows, budget, most, end_to_end)
         seconds = max((_cost(lane) for lane in lanes), default=0) / (threads / most) ** SHARED_SPEED
         if seconds < shortest:
             best, shortest = lanes, seconds
@@ -46,10 +46,15 @@ def share_out(rows: Sequence[Row], budget: int, most: int, threads: int, end_to_
     return best
 
 
-def _lanes(parts: Parts, number: int) -> list[Parts]:
-    """Padded parts stay together; the largest first, each to the lane that has least so far."""
+def _lanes(rows: Sequence[Row], budget: int, number: int, end_to_end: bool) -> list[Parts]:
+    """Rows end to end are dealt and then cut; padded parts stay together, the largest first, each to the lane that has least so far."""
+    if number == 1:
+        return [parts] if (parts := cut(rows, budget, end_to_end)) else []
+    room = max(int(budget * ROOMY / number), 1)
+    if end_to_end:
+        return [cut(group, room, end_to_end) for group in deal(rows, number)]
     lanes: list[Parts] = [[] for _ in range(number)]
-    for part in sorted(parts, key=tokens_of, reverse=True):
+    for part in sorted(cut(rows, room), key=tokens_of, reverse=True):
         min(lanes, key=_cost).append(part)
     return [lane for lane in lanes if lane]
 
@@ -120,18 +125,15 @@ class Lanes:
 
 def most_lanes(model: nn.Module, threads: int) -> int:
     """One for each thread, if the gradients that each keeps for itself take a tenth of free memory at most."""
-    each = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    each = 4 * num_trained(model)
     return int(max(min(threads, 1 + free_bytes(torch.device("cpu")) / 10 // max(each, 1)), 1))
 
 
 def draws_dice(model: nn.Module) -> bool:
     """Whether a forward pass in training draws random numbers, as dropout does: lanes would share them out by chance."""
     before = torch.get_rng_state()
-    was_training = model.training
-    model.train()
-    with torch.no_grad(), first_layers(bare(model)):
+    with in_mode(model, training=True), torch.no_grad(), first_layers(bare(model)):
         model(input_ids=torch.zeros(1, 4, dtype=torch.long), targets=torch.zeros(1, 4, dtype=torch.long))
-    model.train(was_training)
     drew = not torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(before)
     return drew

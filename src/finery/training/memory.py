@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from finery.models.adapters.base import num_trained
+
 MOST_TOKENS = {"cpu": 1024, "cuda": 32768}
 """More tokens in one micro-batch make nothing faster: a CPU's products are as fast with 256 rows, and its caches are small."""
 SHARE = {"cpu": 0.5, "cuda": 0.8}
@@ -31,8 +33,7 @@ def fit(model: Any, longest: int, device: torch.device, recompute: bool | None =
 
     Activations are recomputed only where those of the longest row would not fit otherwise.
     """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    to_come = trained * (4 + 8)  # a gradient and Adam's two moments, fp32
+    to_come = num_trained(model) * (4 + 8)  # a gradient and Adam's two moments, fp32
     free = free_bytes(device)
     room = max(SHARE[device.type] * (free - to_come), 0)
     most = MOST_TOKENS[device.type]

@@ -1,11 +1,11 @@
 """What loading the data needs to know of the loop, the tokenizer and the template."""
 
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from finery.compat import num_ranks
 from finery.data.load import Preparation
 from finery.data.rows.base import Rows
 from finery.data.template import Template, load_template
@@ -18,7 +18,6 @@ from finery.training.arguments import LoopOptions
 def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, Any], rows: Rows, method: Method) -> Preparation:
     """`rest` holds the keys that are handed to the trainer, `download` what the hubs are asked with."""
     data_seed = rest.get("data_seed")
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     return Preparation(
         rows=rows,
         method=method,
@@ -28,7 +27,7 @@ def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, A
         sampling="sequential" if loop.disable_shuffling else loop.train_sampling_strategy,
         order_seed=loop.seed if data_seed is None else data_seed,
         num_steps=loop.max_steps if loop.max_steps > 0 else None,
-        step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * ranks,
+        step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps * num_ranks(),
     )
 
 

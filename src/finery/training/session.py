@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finery.compat import is_first, without_datasets
+from finery.compat import is_first, num_ranks, without_datasets
 from finery.data import ledger
 from finery.data.differences import first_difference
 from finery.data.load import DataOptions, Sets
@@ -20,7 +20,7 @@ from finery.errors import UserError
 from finery.files import usual_modes
 from finery.log import get_logger
 from finery.methods.base import Method
-from finery.models.adapters.base import Adapter, set_trainable
+from finery.models.adapters.base import Adapter, num_trained, set_trainable
 from finery.models.export import save_stop_tokens
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
@@ -105,7 +105,7 @@ class Session:
         set_trainable(model, self.precision.trained)
         if self.model.upcast_layernorm:
             upcast_norms(model)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trained = num_trained(model)
         everything = sum(p.numel() for p in model.parameters())
         log.info("training %s of %s weights (%.2f %%)", f"{trained:,}", f"{everything:,}", 100 * trained / everything)
         return model
@@ -127,12 +127,13 @@ class Session:
         """How many micro-batches are worked on side by side, and why."""
         if device.type != "cpu":
             return 1, "a GPU works on one"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if num_ranks() > 1:
             return 1, "there are several processes"
         if draws_dice(model) or self.rest.get("neftune_noise_alpha"):
             return 1, "training draws random numbers, whose order must not depend on threads"
-        number = most_lanes(model, torch.get_num_threads())
-        return number, "one for each thread" if number == torch.get_num_threads() else "more would take much memory for gradients"
+        threads = torch.get_num_threads()
+        number = most_lanes(model, threads)
+        return number, "one for each thread" if number == threads else "more would take much memory for gradients"
 
     def _device(self) -> torch.device:
         """Where this process trains."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finery.data.rows.base import Row
 
 Parts = list[list[Row]]
-"""Micro-batches."""
+"""Micro-batches, or other groups of a step's rows."""
 MOST_PADDING = 0.25
 """Padded rows share a micro-batch only while padding is at most this part of the longest: padded tokens cost as much as real ones."""
 
@@ -19,9 +19,9 @@ def cut(rows: Sequence[Row], budget: int, end_to_end: bool = False) -> Parts:
     return _by_tokens(ordered, budget) if end_to_end else _by_padding(ordered, budget)
 
 
-def deal(rows: Sequence[Row], number: int) -> list[list[Row]]:
+def deal(rows: Sequence[Row], number: int) -> Parts:
     """The rows in at most `number` groups of about as many tokens: longest first, each to the group that has least so far."""
-    groups: list[list[Row]] = [[] for _ in range(number)]
+    groups: Parts = [[] for _ in range(number)]
     for row in sorted(rows, key=lambda row: -len(row.ids)):
         min(groups, key=tokens_of).append(row)
     return [group for group in groups if group]
@@ -34,7 +34,7 @@ def tokens_of(part: Sequence[Row]) -> int:
 
 def _by_tokens(rows: Sequence[Row], budget: int) -> Parts:
     """As few as the budget allows, and all about as long."""
-    whole = sum(len(row.ids) for row in rows)
+    whole = tokens_of(rows)
     aim = whole / max(-(-whole // budget), 1)
     parts: Parts = []
     filled = 0

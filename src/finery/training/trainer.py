@@ -25,7 +25,7 @@ from finery.training.clock import Clock, bound, flops_each, product_peak
 from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.sampler import StepSampler
-from finery.training.steps import Parts, cut
+from finery.training.steps import Parts, tokens_of
 
 log = get_logger(__name__)
 
@@ -107,7 +107,8 @@ class Trainer(transformers.Trainer):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimizers have two modes
         rows: list[Row] = inputs
         self.clock.mark("data")
-        self.tokens_trained += sum(len(row.ids) for row in rows) * self.args.world_size
+        num_tokens = tokens_of(rows)
+        self.tokens_trained += num_tokens * self.args.world_size
         scale = self.args.world_size / max(self._total(self.method.weight(rows)), 1)
         dice = random_states()
         while True:
@@ -124,7 +125,6 @@ class Trainer(transformers.Trainer):
                 torch.cuda.empty_cache()
             restore_random_states(dice)
         COPIES.clear()
-        num_tokens = sum(len(row.ids) for row in rows)
         num_supervised = sum(row.num_supervised for row in rows)
         self.clock.count(num_tokens, num_supervised, self._flops_each[0] * num_tokens + self._flops_each[1] * num_supervised)
         self.last_loss = float(share)
@@ -132,9 +132,6 @@ class Trainer(transformers.Trainer):
 
     def _share_out(self, rows: Sequence[Row]) -> list[Parts]:
         """Micro-batches of each lane; one of a silent row where there are no rows."""
-        if self.lanes.most == 1:
-            parts = cut(rows, self.choices["token_budget"], end_to_end=self.choices["packed_attention"])
-            return [parts or [[_silent()]]]
         budget, end_to_end = self.choices["token_budget"], self.choices["packed_attention"]
         return share_out(rows, budget, self.lanes.most, self.lanes.threads, end_to_end) or [[[_silent()]]]
 
@@ -170,7 +167,7 @@ class Trainer(transformers.Trainer):
             advice = "set 'token_budget' lower, or 'gradient_checkpointing: true'"
             raise UserError(f"out of memory in step {step + 1} with micro-batches of {self.choices['token_budget']} tokens: {advice}")
         if sum(map(len, self._share_out(rows))) < len(rows):
-            half = min(self.choices["token_budget"], sum(len(row.ids) for row in rows)) // 2
+            half = min(self.choices["token_budget"], tokens_of(rows)) // 2
             log.warning("out of memory: from step %d on, micro-batches hold %d tokens; the step is done again", step + 1, half)
             self.choices.change("token_budget", half, "memory was used up", step)
         elif not bare(self.model).is_gradient_checkpointing and self.choices.pinned.get("gradient_checkpointing") is not False:
@@ -262,11 +259,11 @@ class Trainer(transformers.Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         """The usual estimate of 6 operations per weight and token (Kaplan et al., 2020, arXiv 2001.08361)."""
-        return 6 * sum(len(row.ids) for row in inputs) * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
+        return 6 * tokens_of(inputs) * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.include_num_input_tokens_seen != "no":
-            self.state.num_input_tokens_seen += int(self._total(sum(len(row.ids) for row in inputs)))
+            self.state.num_input_tokens_seen += int(self._total(tokens_of(inputs)))
 
     # -- checkpoints: safetensors and JSON, nothing pickled
 

@@ -57,6 +57,11 @@ def set_trainable(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def num_trained(model: nn.Module) -> int:
+    """How many weights are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def module_names(model: Any) -> dict[str, list[str]]:
     """Linear layers by their last name, without the output head: `{"q_proj": ["model.layers.0.self_attn.q_proj", …]}`."""
     from torch import nn

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -29,6 +31,13 @@ class Patches:
                 module.forward = before
 
         self.also(back)
+
+    def forwards(self, found: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> int:
+        """`forward` for each; returns how many. All are found first, since what is replaced looks otherwise."""
+        pairs = list(found)
+        for module, forward in pairs:
+            self.forward(module, forward)
+        return len(pairs)
 
     def also(self, back: Callable[[], None]) -> None:
         """Remember how to take something else back."""
@@ -77,6 +86,25 @@ def is_close(ours: Tensor, plain: Tensor) -> bool:
 
 def _scale(tensor: Tensor) -> float:
     return float(tensor.float().abs().max()) or 1.0
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in training or evaluation; afterwards as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def compute_dtype(x: Tensor, weight: Any) -> torch.dtype:
+    """What products are computed in: autocast's format where it is on, else the weight's."""
+    import torch
+
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def untouched(module: nn.Module) -> bool:

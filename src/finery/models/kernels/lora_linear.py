@@ -29,8 +29,5 @@ class LoraLinear(Kernel):
         """Siblings that read the same input become a group."""
         from finery.models.kernels.functions.lora_linear import groups, serves
 
-        found = list(groups([dict(parent.named_children()) for parent in model.modules()], serves))
-        for group in found:
-            for layer, forward in group.forwards():
-                patches.forward(layer, forward)
-        return sum(len(group.layers) for group in found)
+        found = groups([dict(parent.named_children()) for parent in model.modules()], serves)
+        return patches.forwards(pair for group in found for pair in group.forwards())

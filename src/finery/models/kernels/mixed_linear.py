@@ -29,7 +29,4 @@ class MixedLinear(Kernel):
         """Every such layer but the output head, which `head_loss` serves."""
         from finery.models.kernels.functions.mixed_linear import candidates
 
-        found = list(candidates(model))
-        for layer, forward in found:
-            patches.forward(layer, forward)
-        return len(found)
+        return patches.forwards(candidates(model))

@@ -25,7 +25,4 @@ class Rotary(Kernel):
         """The module's own forward runs on, with one name standing for this: all other instances keep theirs."""
         from finery.models.kernels.functions.rotary import candidates
 
-        found = list(candidates(model))
-        for attention, forward in found:
-            patches.forward(attention, forward)
-        return len(found)
+        return patches.forwards(candidates(model))

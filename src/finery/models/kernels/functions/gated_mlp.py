@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finery.models.kernels import native
-from finery.models.kernels.base import is_close, untouched
+from finery.models.kernels.base import in_mode, is_close, untouched
 
 SILU, GELU_TANH = 0, 1
 """How bodies.h calls the activations."""
@@ -59,12 +59,8 @@ def candidates(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Tensor],
 def _same(mlp: Any, kind: int) -> bool:
     weight = next(mlp.gate_proj.parameters())
     rows = torch.randn(1, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    was_training = mlp.training
-    mlp.eval()  # an adapter's dropout would differ from call to call
     try:
-        with torch.no_grad():
+        with in_mode(mlp, training=False), torch.no_grad():  # an adapter's dropout would differ from call to call
             return is_close(_compute(mlp, kind, rows), mlp(rows))
     except (TypeError, RuntimeError, ValueError):  # it computes something else
         return False
-    finally:
-        mlp.train(was_training)

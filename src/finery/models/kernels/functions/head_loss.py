@@ -15,8 +15,7 @@ from finery.errors import UserError
 from finery.models.adapters.base import first_layers
 from finery.models.head import plain_loss, supervised_states
 from finery.models.kernels import native
-from finery.models.kernels.base import is_close
-from finery.models.kernels.functions.lora_linear import compute_dtype
+from finery.models.kernels.base import compute_dtype, in_mode, is_close
 from finery.models.kernels.functions.mixed_linear import COPIES
 
 CHUNK_BYTES = 32 * 2**20
@@ -115,14 +114,10 @@ def difference(model: Any) -> str:
         return "the output head is not a plain linear layer"
     dice = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.get_output_embeddings().out_features, (1, 8), generator=dice).to(model.device)
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), first_layers(model):
+        with in_mode(model, training=False), torch.no_grad(), first_layers(model):
             plain = plain_loss(model, {"input_ids": ids}, ids)
             ours = chunked_loss(Shape(model.config), model, {"input_ids": ids}, ids)
     except (TypeError, AttributeError, RuntimeError, ValueError, UserError) as error:
         return f"the model's forward is of another kind ({error})"
-    finally:
-        model.train(was_training)
     return "" if is_close(ours, plain) else f"its loss differs from the model's own ({float(ours):.4g}, not {float(plain):.4g})"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finery.models.kernels.base import untouched
+from finery.models.kernels.base import compute_dtype, untouched
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
 """Names of sibling layers that read the same input."""
@@ -74,12 +74,6 @@ class Products(torch.autograd.Function):
         ddowns = _down_gradients(flat, dinner, stack, masks, ctx.dropout)
         nones = [None] * n
         return dx, None, None, *nones, *nones, *[d.to(u.dtype) for d, u in zip(ddowns, ups, strict=True)], *dups
-
-
-def compute_dtype(x: Tensor, weight: Any) -> torch.dtype:
-    """What products are computed in: autocast's format where it is on, else the weight's."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _mask(flat: Tensor, dropout: float) -> Tensor:

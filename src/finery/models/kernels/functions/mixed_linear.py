@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finery.models.kernels.base import untouched
-from finery.models.kernels.functions.lora_linear import compute_dtype
+from finery.models.kernels.base import compute_dtype, untouched
 
 
 class Copies:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finery.models.kernels import native
-from finery.models.kernels.base import is_close, untouched
-from finery.models.kernels.functions.lora_linear import compute_dtype
+from finery.models.kernels.base import compute_dtype, is_close, untouched
 
 MIXED = "_mixed"
 """Of the functions in norms.h: those from fp32 to bf16."""

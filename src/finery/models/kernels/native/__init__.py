@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finery.compat import processor_flags
 from finery.files import cache_folder, digest
 from finery.log import get_logger
 
@@ -80,7 +81,8 @@ def _built(compiler: str) -> Path:
     """The shared library for this source, compiler and processor; other processes may build it at the same time."""
     folder = Path(__file__).parent
     openmp = _torch_openmp()
-    name = digest(*(folder / part for part in SOURCES), " ".join(FLAGS), compiler, str(openmp), _processor())
+    # `-march=native` depends on the processor, and the cache may be shared between machines
+    name = digest(*(folder / part for part in SOURCES), " ".join(FLAGS), compiler, str(openmp), processor_flags() or platform.processor())
     target = cache_folder() / "native" / f"{name}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,12 +99,3 @@ def _torch_openmp() -> Path | None:
     import torch
 
     return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: the cache may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
