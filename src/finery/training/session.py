@@ -245,6 +245,7 @@ class Session:
         if speed := trainer.bound():
             log.info("%s", speed)
         log.info("done: %s; everything is in %s", ", ".join(shown), self.folder)
+        trainer.end()  # processes part before they end: threads that still waited for the others have aborted one that was done
         return self.folder
 
     def _train(self, trainer: "Trainer") -> dict[str, Any]:
