@@ -27,7 +27,18 @@ FLOORS = [  # a room may import from floors below its own, and from nowhere else
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(HOUSE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
-REGISTRIES = ["methods", "engines", "models.adapters", "data.formats", "data.rows", "training.callbacks", "checks", "models.kernels"]
+REGISTRIES = [
+    "methods",
+    "engines",
+    "models.adapters",
+    "models.kernels",
+    "models.quantizers",
+    "data.formats",
+    "data.rows",
+    "training.callbacks",
+    "training.optimizers",
+    "checks",
+]
 FORBIDDEN = re.compile(r"(^|_)(utils?|misc|common|helpers?|extras?|managers?|custom|v2)(_|$)", re.I)
 ENTRANCES = {"__init__", "__main__"}  # stand outside the floors: they only pass on
 

@@ -26,11 +26,15 @@ from finery.models.adapters.base import Adapter
 from finery.models.export import ExportOptions
 from finery.models.kernels import KERNELS
 from finery.models.load import ModelOptions
+from finery.models.quantizers import QUANTIZERS
+from finery.models.quantizers.base import QuantizationOptions, Quantizer, Quantizing
 from finery.options import Entry, Finding, Keys, OptionGroup, one_of
 from finery.reader import read_keys
 from finery.registry import Registry
 from finery.training.arguments import RENAMED, LoopOptions, claim_trainer_keys, trainer_fields
 from finery.training.callbacks import CALLBACKS
+from finery.training.optimizers import OPTIMIZERS
+from finery.training.optimizers.base import Optimizer
 from finery.training.output import Line
 
 log = get_logger(__name__)
@@ -41,6 +45,8 @@ class Choices(OptionGroup):
     """The training method."""
     finetuning_type: str = "lora"
     """What is trained: an adapter, some layers, or all."""
+    quantization_method: str = "bnb"
+    """How weights are held in the bits that quantization_bit asks for."""
     infer_backend: str = "huggingface"
     """The engine that generates text."""
 
@@ -48,6 +54,7 @@ class Choices(OptionGroup):
 GROUPS: dict[str, type[OptionGroup]] = {
     "choices": Choices,
     "model": ModelOptions,
+    "quantization": QuantizationOptions,
     "data": DataOptions,
     "rows": RowOptions,
     "packing": PackingOptions,
@@ -61,9 +68,13 @@ GROUPS: dict[str, type[OptionGroup]] = {
 PARTS: dict[str, tuple[Registry, str]] = {
     "method": (METHODS, "stage"),
     "adapter": (ADAPTERS, "finetuning_type"),
+    "quantizer": (QUANTIZERS, "quantization_method"),
     "engine": (ENGINES, "infer_backend"),
 }
 """Parts that a key chooses."""
+
+SWITCHED: dict[str, Registry] = {"kernel": KERNELS, "optimizer": OPTIMIZERS, "callback": CALLBACKS}
+"""Parts of which each has a key that switches it on or off."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Run:
 
     choices: Choices
     model: ModelOptions
+    quantization: QuantizationOptions
     data: DataOptions
     rows: RowOptions
     packing: PackingOptions
@@ -81,10 +93,10 @@ class Run:
     export: ExportOptions
     method: Method
     adapter: Adapter
+    quantizer: Quantizer
     engine: type[Engine]
     engine_options: OptionGroup
-    watchers: Mapping[str, OptionGroup]  # options of the callbacks, by name
-    kernels: Mapping[str, OptionGroup]  # options of what makes training fast, by name
+    switched: Mapping[str, Mapping[str, OptionGroup]]  # options of parts that are switched on or off: by kind, then by name
     trainer: Mapping[str, Any]  # what is handed to TrainingArguments as it is
     written: Mapping[str, Entry]  # the user's keys, each with its place
 
@@ -121,12 +133,13 @@ class Run:
         }
         parts = {name: part(options) for name, (part, options) in chosen.items() if name != "engine"}
         parts["engine"], parts["engine_options"] = chosen["engine"]  # an engine is built when its model is there
-        watchers = {name: CALLBACKS[name].Options.claim(keys, complaints) for name in CALLBACKS.names()}
-        kernels = {name: KERNELS[name].Options.claim(keys, complaints) for name in KERNELS.names()}
+        switched = {
+            kind: {name: registry[name].Options.claim(keys, complaints) for name in registry.names()} for kind, registry in SWITCHED.items()
+        }
         _answer_listed(keys, complaints)  # before the trainer takes what it would not honour here
         trainer = claim_trainer_keys(keys, complaints)
         _answer_rest(keys, complaints)
-        run = cls(**groups, **parts, watchers=watchers, kernels=kernels, trainer=trainer, written=renamed)  # type: ignore[arg-type]
+        run = cls(**groups, **parts, switched=switched, trainer=trainer, written=renamed)  # type: ignore[arg-type]
         UserError.raise_any(in_order(run._check(complaints, trains)))
         return run
 
@@ -141,14 +154,26 @@ class Run:
             raise UserError("'output_dir' is needed and was not given: the folder for everything that the run writes")
         return Path(self.loop.output_dir)
 
+    @property
+    def quantizing(self) -> Quantizing | None:
+        """What `quantization_bit` asks for; nothing where weights stay as they are."""
+        bits = self.quantization.quantization_bit
+        return Quantizing(self.quantizer, bits, self.quantization.quantization_device_map) if bits else None
+
+    @property
+    def switched_on(self) -> list[Optimizer]:
+        """The optimizer that a key has switched on, if any; more than one is a contradiction, which they find themselves."""
+        parts = [OPTIMIZERS[name](options) for name, options in self.switched["optimizer"].items()]
+        return [part for part in parts if part.is_on]
+
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
         """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""
         groups = [getattr(self, name) for name in GROUPS] + [
             self.method.options,
             self.adapter.options,
+            self.quantizer.options,
             self.engine_options,
-            *self.watchers.values(),
-            *self.kernels.values(),
+            *(options for parts in self.switched.values() for options in parts.values()),
         ]
         values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
         if self.source("dataset_dir") == "default" and default_folder(str(self.data.dataset_dir)) == PACKAGED:
@@ -163,10 +188,9 @@ class Run:
                 yield Line(key, value, source)
 
     def _findings(self, trains: bool) -> Iterator[Finding]:
-        always = [self.model, self.template, self.generation, self.export, self.adapter, self.engine_options]
-        watchers = [CALLBACKS[name](options, ()) for name, options in self.watchers.items()]
-        kernels = [KERNELS[name](options) for name, options in self.kernels.items()]
-        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *watchers, *kernels] if trains else [])]:
+        always = [self.model, self.quantization, self.template, self.generation, self.export, self.adapter, self.engine_options]
+        switched = [SWITCHED[kind][name](options) for kind, parts in self.switched.items() for name, options in parts.items()]
+        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *switched] if trains else [])]:
             yield from checked.check(self)
 
     def _check(self, complaints: list[Complaint], trains: bool) -> list[Complaint]:
@@ -247,8 +271,8 @@ def all_options() -> dict[str, type[OptionGroup]]:
     groups = dict(GROUPS)
     for kind, (registry, _) in PARTS.items():
         groups |= {f"{kind} {name}": registry[name].Options for name in registry.names()}
-    groups |= {f"kernel {name}": KERNELS[name].Options for name in KERNELS.names()}
-    return groups | {f"callback {name}": CALLBACKS[name].Options for name in CALLBACKS.names()}
+    switched = [(kind, registry, name) for kind, registry in SWITCHED.items() for name in registry.names()]
+    return groups | {f"{kind} {name}": registry[name].Options for kind, registry, name in switched}
 
 
 @cache

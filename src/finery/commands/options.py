@@ -14,7 +14,7 @@ from finery.errors import UserError, suggestion
 from finery.hub import HUBS, active_hub
 from finery.models.listed import listed_models
 from finery.options import OptionGroup
-from finery.run import CALLBACKS, KERNELS, PARTS, all_options, never, not_yet, own_keys
+from finery.run import PARTS, SWITCHED, all_options, never, not_yet, own_keys
 from finery.training.arguments import RENAMED, TrainerField, enum_values, trainer_fields
 
 Schema = dict[str, Any]
@@ -24,6 +24,7 @@ GROUPS = {
     "model": "the base model and its formats",
     "data": "what is learnt",
     "rows": "how samples become rows of tokens",
+    "quantization": "in how many bits frozen weights are held",
     "packing": "whether rows are laid together",
     "template": "how a conversation becomes text",
     "loop": "steps, checkpoints, evaluations",
@@ -160,7 +161,7 @@ def default_words(key: Key) -> str:
 
 def _title(owner: str) -> str:
     kind, _, name = owner.partition(" ")
-    registry = {**{kind: registry for kind, (registry, _) in PARTS.items()}, "callback": CALLBACKS, "kernel": KERNELS}.get(kind)
+    registry = ({kind: registry for kind, (registry, _) in PARTS.items()} | SWITCHED).get(kind)
     return f"{owner}: {registry.says(name) if registry else GROUPS[owner]}"
 
 

@@ -36,7 +36,7 @@ def train(run: Run) -> Path:
     from finery.training.preparation import prepare, run_template
     from finery.training.session import Session
 
-    session = Session(run.loop, run.trainer, run.model, run.adapter)  # folder, device, precision, where to start
+    session = Session(run.loop, run.trainer, run.model, run.adapter, run.switched_on)  # folder, device, precision, where to start
     found = session.source()
     tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
     own = own_template(tokenizer)
@@ -48,11 +48,11 @@ def train(run: Run) -> Path:
             return session.keep_tokens(sets, run.data)
         prove(run, template, sets)
         set_seed(run.loop.seed)
-        model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code)
+        model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code, run.quantizing, session.device)
         new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)
         model = run.adapter.apply(model, found.adapters, new_tokens)
         model = session.set_formats(model)
-        session.speed_up(model, run.kernels, run.rows.cutoff_len)
-        trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.watchers)
+        session.speed_up(model, run.switched["kernel"], run.rows.cutoff_len)
+        trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.switched["callback"])
         session.write_settings(run.resolved)
         return session.work(trainer, sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

@@ -12,6 +12,8 @@ from finery.errors import UserError
 from finery.hub import HUBS, Hub, UnknownName, active_hub, fetch, folder_of, is_local, is_path
 from finery.log import get_logger
 from finery.models.listed import did_you_mean, hub_id
+from finery.models.quantized import opening, settle
+from finery.models.quantizers.base import Quantizing
 from finery.options import CommaList, Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -116,13 +118,21 @@ def locate_adapters(options: ModelOptions) -> list[Path]:
     return folders
 
 
-def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """A causal language model with weights of one `dtype`, on the CPU; raises `UserError`, also where a weight is not there."""
+def load_model(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool, asked: Quantizing | None = None, device: torch.device | None = None
+) -> Any:
+    """A causal language model with weights of one `dtype`, on the CPU; raises `UserError`, also where a weight is not there.
+
+    Where it comes quantised, or is to be (`asked`), its linear layers hold their weights in few bits, on `device`.
+    """
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    device = device or torch.device("cpu")
+    way = opening(folder, asked, dtype, device)
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(way.arguments if way else {})}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -132,7 +142,7 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any
     if lacking := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(f"{folder} holds no weights that fit its config.json for {lacking[0]}{more}")
-    return model
+    return settle(model, way, dtype, device) if way else model
 
 
 def not_loaded(folder: Path, what: str, error: Exception) -> UserError:

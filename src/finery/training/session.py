@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from finery.models.adapters.base import Adapter, num_trained, set_trainable
 from finery.models.export import save_stop_tokens
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
+from finery.models.quantized import num_weights
 from finery.models.tokenizer import save_tokenizer
 from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
@@ -33,6 +34,7 @@ from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
 from finery.training.lanes import draws_dice, most_lanes
 from finery.training.memory import fit
+from finery.training.optimizers.base import Optimizer
 from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
 
 if TYPE_CHECKING:
@@ -44,11 +46,14 @@ log = get_logger(__name__)
 class Session:
     """Holds what the steps of a run share: options, decisions and the folder."""
 
-    def __init__(self, loop: LoopOptions, rest: Mapping[str, Any], model: ModelOptions, adapter: Adapter) -> None:
+    def __init__(
+        self, loop: LoopOptions, rest: Mapping[str, Any], model: ModelOptions, adapter: Adapter, optimizers: Sequence[Optimizer] = ()
+    ) -> None:
         self.loop = loop
         self.rest = rest
         self.model = model
         self.adapter = adapter
+        self.optimizer = optimizers[0] if optimizers else None  # which a key has switched on; otherwise the one that `optim` names
         self.folder = Path(str(loop.output_dir))
         self.start: Path | None = None
         if loop.do_train:
@@ -58,7 +63,7 @@ class Session:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"'output_dir': {self.folder} cannot be made: {error.strerror}") from None
-        device = torch.device("cuda" if torch.cuda.is_available() and not rest.get("use_cpu") else "cpu")
+        self.device = device = _device(rest)
         self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
         recompute = False if loop.disable_gradient_checkpointing else loop.gradient_checkpointing
         pinned = {
@@ -102,18 +107,20 @@ class Session:
 
     def set_formats(self, model: Any) -> Any:
         """Trained weights in their format, norms in fp32 where asked; says how much is trained."""
-        set_trainable(model, self.precision.trained)
+        if self.optimizer is None or not self.optimizer.keeps_formats:
+            set_trainable(model, self.precision.trained)
         if self.model.upcast_layernorm:
             upcast_norms(model)
         trained = num_trained(model)
-        everything = sum(p.numel() for p in model.parameters())
+        everything = num_weights(model)
         log.info("training %s of %s weights (%.2f %%)", f"{trained:,}", f"{everything:,}", 100 * trained / everything)
         return model
 
     def speed_up(self, model: Any, kernels: Mapping[str, OptionGroup], longest: int) -> None:
         """Put kernels in place and settle how much is worked on at once; rows have at most `longest` tokens."""
-        device = self._device()
-        model.to(device)
+        device = self.device
+        if any(weight.device != device for weight in model.parameters()):  # one of few bits lies there already
+            model.to(device)
         asked = self.choices.pinned["gradient_checkpointing"]
         if kernels["unsloth"].model_dump()["use_unsloth_gc"] and asked is None:
             asked = True
@@ -129,17 +136,13 @@ class Session:
             return 1, "a GPU works on one"
         if num_ranks() > 1:
             return 1, "there are several processes"
+        if self.optimizer is not None and self.optimizer.steps_in_hooks:
+            return 1, "weights are stepped while gradients come"
         if draws_dice(model) or self.rest.get("neftune_noise_alpha"):
             return 1, "training draws random numbers, whose order must not depend on threads"
         threads = torch.get_num_threads()
         number = most_lanes(model, threads)
         return number, "one for each thread" if number == threads else "more would take much memory for gradients"
-
-    def _device(self) -> torch.device:
-        """Where this process trains."""
-        if not torch.cuda.is_available() or self.rest.get("use_cpu"):
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     @property
     def decided(self) -> dict[str, tuple[Any, str]]:
@@ -197,6 +200,7 @@ class Session:
             step_size=loop.per_device_train_batch_size * loop.gradient_accumulation_steps,
             choices=self.choices,
             order=sets.order,
+            optimizer_part=self.optimizer,
             save_beside=save_beside,
             model=model,
             args=arguments,
@@ -290,3 +294,10 @@ class Session:
         if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
             return None
         return {name: value for name, value in lines[-1].items() if name != "step"}
+
+
+def _device(rest: Mapping[str, Any]) -> torch.device:
+    """Where this process trains."""
+    if not torch.cuda.is_available() or rest.get("use_cpu"):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.training_args import OptimizerNames
 
 from finery.data.order import Order, Sequential
 from finery.data.rows.base import IGNORED, Row, Rows
@@ -24,6 +25,7 @@ from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
 from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
+from finery.training.optimizers.base import Optimizer, Setting
 from finery.training.sampler import StepSampler
 from finery.training.steps import Parts, tokens_of
 
@@ -55,6 +57,7 @@ class Trainer(transformers.Trainer):
         step_size: int,
         choices: Choices,
         order: Order | None,
+        optimizer_part: Optimizer | None,
         save_beside: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
@@ -68,6 +71,7 @@ class Trainer(transformers.Trainer):
         self.clock = Clock(self.args.device)
         self._flops_each = flops_each(bare(self.model))
         self._peak = 0.0  # of products, measured when it is first told
+        self.optimizer_part = optimizer_part  # which a key has switched on; None: the one that `optim` names
         self.order = order  # in which the training set is dealt
         self.save_beside = save_beside
         self._sampler: StepSampler
@@ -289,6 +293,16 @@ class Trainer(transformers.Trainer):
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
         except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the optimizer's state in {checkpoint} does not fit this run's settings, or is damaged: {error}") from None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The one that a key has switched on, else that of `optim`."""
+        if self.optimizer is None and self.optimizer_part is not None:
+            chosen: Any = self.model if model is None else model
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            decayed = frozenset(self.get_decay_parameter_names(chosen))
+            setting = Setting(OptimizerNames(self.args.optim).value, kind, arguments, self.args.weight_decay, decayed)
+            self.optimizer = self.optimizer_part.build(chosen, setting)
+        return super().create_optimizer(model)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """As the loop does, with faults in `lr_scheduler_kwargs` told."""

@@ -24,7 +24,9 @@ class Adapter(ABC):
     """A way to train a model. The flags say what a run may expect of it."""
 
     takes_adapters = False  # adapter_name_or_path makes sense
-    frozen_base = False  # the base's weights are not trained: they may be held in half precision
+    frozen_base = False  # the base's weights are not trained: they may be held in half precision, or in few bits
+    has_two_matrices = False  # what it trains are pairs of A and B
+    starts_anew = False  # given adapters are merged into the base, and a fresh one is trained
     model_file = "model.safetensors"  # what a finished output folder holds
     config_file = "config.json"
 
@@ -40,6 +42,10 @@ class Adapter(ABC):
     def merge(self, model: Any, folders: Sequence[Path]) -> Any:
         """The model with what was trained in it, as a plain model."""
         return model
+
+    def put_on(self, model: Any, folders: Sequence[Path]) -> Any:
+        """The model with what was trained beside its weights, which are held in few bits and cannot take it in."""
+        return self.merge(model, folders)
 
     def decided(self) -> Mapping[str, tuple[Any, str]]:
         """Keys whose value follows from others: the value and why."""

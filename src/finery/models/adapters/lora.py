@@ -22,6 +22,7 @@ class LoRA(Adapter):
 
     takes_adapters = True
     frozen_base = True
+    has_two_matrices = True
     model_file = "adapter_model.safetensors"
     config_file = "adapter_config.json"
 
@@ -40,6 +41,11 @@ class LoRA(Adapter):
         """Merge all given adapters and start a fresh one, instead of going on with the last."""
 
     options: Options
+
+    @property
+    def starts_anew(self) -> bool:
+        """`create_new_adapter`."""
+        return self.options.create_new_adapter
 
     @property
     def alpha(self) -> int:

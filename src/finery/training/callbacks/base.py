@@ -15,7 +15,7 @@ class Callback:
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
-    def __init__(self, options: Any, plots: Sequence[str]) -> None:
+    def __init__(self, options: Any, plots: Sequence[str] = ()) -> None:
         self.options = options
         self.plots = plots
         self.trainer: Any = None  # set when the trainer exists

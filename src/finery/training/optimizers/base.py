@@ -1,0 +1,77 @@
+"""What an optimizer part is: a key switches it on, and it steps the weights that are trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finery.compat import have
+from finery.options import Finding, OptionGroup
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the loop's own keys ask for: the optimizer that `optim` names, and its arguments."""
+
+    name: str  # of `optim`
+    kind: type[torch.optim.Optimizer]
+    arguments: Mapping[str, Any]  # lr, betas, eps, …
+    weight_decay: float
+    decayed: frozenset[str]  # names of the weights that decay: no norms, no biases
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The trained weights that decay, and those that do not."""
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        return [
+            {"params": [weight for name, weight in trained if name in self.decayed], "weight_decay": self.weight_decay},
+            {"params": [weight for name, weight in trained if name not in self.decayed], "weight_decay": 0.0},
+        ]
+
+
+class Optimizer(ABC):
+    """One way to step weights. The flags say what a run may expect of it."""
+
+    Options: ClassVar[type[OptionGroup]]
+    switch: ClassVar[str]  # the key
+    package: ClassVar[str] = ""  # which it needs
+    install: ClassVar[str] = ""  # how to get that
+    trains_adapters = True  # makes sense for the small weights of adapters, too
+    keeps_formats = False  # steps half-precision weights as they are: no fp32 copies are made
+    steps_in_hooks = False  # weights are stepped while gradients come, so that a step must be one micro-batch
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the user's keys ask for it."""
+        return bool(self.options.model_dump()[self.switch])
+
+    @abstractmethod
+    def build(self, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+        """The optimizer of the trained weights of `model`."""
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """Its package, one at a time, and no adapters where it is made for whole weights."""
+        if not self.is_on:
+            return
+        if self.package and not have(self.package):
+            yield Finding(self.switch, f"needs a package: {self.install or f'pip install {self.package}'}")
+        others = [part.switch for part in run.switched_on if part.switch != self.switch]
+        if others and self.switch < min(others):
+            yield Finding(self.switch, f"and {', '.join(map(repr, others))} are optimizers: keep one")
+        if not self.trains_adapters and run.adapter.takes_adapters:
+            yield Finding(
+                self.switch, f"is made for whole weights: set 'finetuning_type' to full or freeze, found {run.choices.finetuning_type!r}"
+            )
+        yield from self.check_more(run)
+
+    def check_more(self, run: Any) -> Iterator[Finding]:
+        """What else does not fit together with other keys, where it is on."""
+        yield from ()
