@@ -7,7 +7,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from finery import __version__
+from finery import __version__, compat
 from finery.commands import command_names
 from finery.errors import UserError, suggestion
 
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # imports make a million objects that stay: looking through them for garbage took a quarter of their time
     gc.set_threshold(200_000, 50, 50)
+    compat.ONE_COMMAND = argv is None
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words else "help"
     try:

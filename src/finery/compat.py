@@ -1,7 +1,8 @@
 """Optional packages, and what differs between versions of the needed ones."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,7 +22,10 @@ EXTRA_OF = {"modelscope": "modelscope"}
 
 def have(module: str) -> bool:
     """Whether an optional package is installed; it is not imported."""
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of `optimum.quanto` there is no `optimum`
+        return False
 
 
 def need(module: str, why: str = "") -> ModuleType:
@@ -57,10 +61,26 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
+ONE_COMMAND = False
+"""Whether this process serves a single command, so that it is known from its beginning what it will need."""
+
+
+def leave_out(packages: Iterable[str]) -> None:
+    """Let transformers and peft believe that these packages are not there: they import every optional one that they find, which takes
+    seconds. Only where this process serves a single command, and for packages that nobody has imported.
+    """
+    if ONE_COMMAND:
+        for name in packages:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def quiet_transformers() -> None:
     """No bars for what takes a second, no advice that concerns the libraries and not the user."""
+    import logging as python_logging
     import warnings
 
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what they miss for GPUs that are not there
+        python_logging.getLogger(name).setLevel(python_logging.ERROR)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

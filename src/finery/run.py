@@ -166,6 +166,11 @@ class Run:
         parts = [OPTIMIZERS[name](options) for name, options in self.switched["optimizer"].items()]
         return [part for part in parts if part.is_on]
 
+    @property
+    def steps_plainly(self) -> bool:
+        """Whether the optimizer is torch's own, which needs none of the packages that hold weights in few bits."""
+        return not self.switched_on and str(self.trainer.get("optim", "")) in ("", "adamw_torch", "adamw_torch_fused")
+
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
         """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""
         groups = [getattr(self, name) for name in GROUPS] + [

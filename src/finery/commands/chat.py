@@ -55,20 +55,20 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     """The trained model of a run, or its base model, ready to answer."""
     import torch
 
-    from finery.models.precision import inference_dtype
+    from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer
-    from finery.models.trained import find_trained, load_trained, trained_dtype
+    from finery.models.trained import find_trained, load_answering
     from finery.training.preparation import run_template
 
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if not found.is_tuned:
         log.info("this is %s as it is: no adapter was named, and no trained model found", run.model.model_name_or_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    leave_out_others(found.base, run.quantizing)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = run_template(run, tokenizer)
-    dtype = inference_dtype(run.model.infer_dtype, trained_dtype(found, run.model), device)
-    model = load_trained(found, run.adapter, tokenizer, run.model.trust_remote_code, dtype, torch.device("cpu"))
-    return run.engine(model.to(device), tokenizer, template.stop_ids, run.engine_options), template
+    model = load_answering(found, run.adapter, tokenizer, run.model, run.quantizing, device)
+    return run.engine(model, tokenizer, template.stop_ids, run.engine_options), template
 
 
 def answer(run: Run, messages: Iterable[dict[str, str]]) -> str:

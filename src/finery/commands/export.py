@@ -26,6 +26,7 @@ def export(run: Run) -> Path:
     from finery.files import new_folder, usual_modes
     from finery.models.export import merge_device, ollama_file, save_model
     from finery.models.precision import named_dtype
+    from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer, save_tokenizer
     from finery.models.trained import checkpoint_hint, find_trained, load_trained, trained_dtype
     from finery.training.preparation import run_template
@@ -38,6 +39,7 @@ def export(run: Run) -> Path:
         raise UserError(f"'output_dir': {run.loop.output_dir} holds no finished model{hint}")
     if not found.is_tuned:
         log.warning("no trained adapter or model was named or found: exporting %s itself", run.model.model_name_or_path)
+    leave_out_others(found.base, None)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = run_template(run, tokenizer)
     dtype = named_dtype(run.model.infer_dtype, trained_dtype(found, run.model))

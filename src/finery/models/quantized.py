@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finery.compat import leave_out
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.quantizers import QUANTIZERS
@@ -57,6 +58,16 @@ def opening(folder: Path, asked: Quantizing | None, dtype: torch.dtype, device: 
         return None
     where = {"device_map": asked.device_map or {"": device}} if asked.quantizer.loads_packed else {}
     return Opening(asked.quantizer, asked.bits, {**asked.quantizer.arguments(asked.bits, dtype, device), **where})
+
+
+def leave_out_others(folder: Path, asked: Quantizing | None) -> None:
+    """Where a run has no need of the packages of quantizers, they need not be imported; to be called before transformers is."""
+    comes = str(own_quantization(folder).get("quant_method"))
+    for name in QUANTIZERS.names():
+        part = QUANTIZERS[name]
+        needed = part.serves_others or comes in part.checkpoints or isinstance(asked.quantizer if asked else None, part)
+        if part.package and not needed:
+            leave_out([part.package.partition(".")[0]])
 
 
 def own_quantization(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
+from finery.models.precision import inference_dtype
+from finery.models.quantized import held_layers, own_quantization, widen
+from finery.models.quantizers.base import Quantizing
 
 log = get_logger(__name__)
 
@@ -80,11 +83,32 @@ def checkpoint_hint(folder: Path) -> str:
 def load_trained(
     trained: Trained, adapter: Adapter, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype, merge_on: torch.device
 ) -> Any:
-    """The model in `dtype`; adapters are merged into it in fp32 on `merge_on`, so that they lose nothing to rounding."""
+    """The model in `dtype`; adapters are merged into it in fp32 on `merge_on`, so that they lose nothing to rounding.
+
+    A base that comes in few bits is widened for that; raises `UserError` where its format cannot be.
+    """
     merges = bool(trained.adapters)
     model = load_model(trained.base, torch.float32 if merges else dtype, trust_remote_code)
+    if any(True for _ in held_layers(model)):
+        log.info("%s comes in few bits: its layers are widened to 16 or 32", trained.base)
+        model = widen(model, torch.float32 if merges else dtype)
     fit_vocabulary(model, tokenizer, resize=merges)
     return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
+
+
+def load_answering(
+    trained: Trained, adapter: Adapter, tokenizer: Any, options: ModelOptions, asked: Quantizing | None, device: torch.device
+) -> Any:
+    """The model as it answers: on `device`, adapters merged; beside its weights where those are held in few bits, as they were trained."""
+    dtype = inference_dtype(options.infer_dtype, trained_dtype(trained, options), device)
+    if asked is None and not own_quantization(trained.base):
+        return load_trained(trained, adapter, tokenizer, options.trust_remote_code, dtype, torch.device("cpu")).to(device)
+    model = load_model(trained.base, dtype, options.trust_remote_code, asked, device)
+    fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
+    if any(weight.device != device for weight in model.parameters()) and not (asked and asked.device_map):
+        model = model.to(device)
+    held = any(True for _ in held_layers(model))
+    return (adapter.put_on if held else adapter.merge)(model, trained.adapters)
 
 
 def trained_dtype(trained: Trained, options: ModelOptions) -> torch.dtype:

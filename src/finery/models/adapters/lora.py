@@ -83,6 +83,12 @@ class LoRA(Adapter):
         )
         return _saves_lean(get_peft_model(merged, config))
 
+    def put_on(self, model: Any, folders: Sequence[Path]) -> Any:
+        """A single adapter, beside weights of few bits; raises `UserError` for more."""
+        if len(folders) > 1:
+            raise UserError("several adapters cannot be put on weights of few bits: merge them first, with finery export")
+        return _open(model, folders[0]) if folders else model
+
     def merge(self, model: Any, folders: Sequence[Path]) -> Any:
         """Merge adapters one after the other, in the order given; raises `UserError` for one that does not fit."""
         for folder in folders:

@@ -51,6 +51,7 @@ class Quantizer:
     bits: ClassVar[Sequence[int]] = ()  # what it makes of plain weights while they are loaded
     checkpoints: ClassVar[Sequence[str]] = ()  # what models that come quantised call it (`quant_method` in their config.json)
     package: ClassVar[str] = ""  # which it needs
+    serves_others: ClassVar[bool] = False  # other parts of a run may use the package as well
     install: ClassVar[str] = ""  # how to get that
     loads_packed = True  # transformers packs the weights as it reads them; otherwise `finish` does
     widens: ClassVar[bool] = False  # a model that comes quantised becomes a plain one while it is loaded

@@ -1,5 +1,7 @@
 """Linear layers with LoRA as one operation; layers that read the same input share its thin products.
 
+Weights that are held in few bits are widened for a product, forward and backward, and let go again.
+
 Shapes: T tokens, I inputs, O outputs, r rank, R the ranks of a group together. W (O, I), A (r, I), B (O, r), scale s.
 y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (Hu et al., 2021, arXiv 2106.09685), hence
 dx = dy·W + s·(dy·B)·A,  dA = s·(dy·B)ᵀ·x,  dB = s·dyᵀ·(x·Aᵀ).
@@ -17,40 +19,51 @@ import torch
 from torch import Tensor, nn
 
 from finery.models.kernels.base import compute_dtype, untouched
+from finery.models.quantized import HELD, Held
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
 """Names of sibling layers that read the same input."""
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What does not change while layers compute: how each weight (O, I) is had in a format, each scale, and dropout."""
+
+    weights: Sequence[Callable[[torch.dtype], Tensor]]
+    scales: Sequence[float]
+    dropout: float
+    dtype: torch.dtype  # of products
+
+
 class Products(torch.autograd.Function):
-    """The outputs of n layers on one input; arguments are x, n scales, dropout, then n each of W, bias, A and B."""
+    """The outputs of n layers on one input; arguments are x, what is frozen, then n each of bias, A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: Sequence[float], dropout: float, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """The n outputs; kept are x, x·Aᵀ, the stacked A and what dropout kept."""
-        n = len(scales)
-        weights, biases, downs, ups = (tensors[place * n : (place + 1) * n] for place in range(4))
-        dtype = compute_dtype(x, weights[0])
+        n, dtype, dropout = len(frozen.scales), frozen.dtype, frozen.dropout
+        biases, downs, ups = (tensors[place * n : (place + 1) * n] for place in range(3))
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         stacked = torch.cat([down.to(dtype) for down in downs])  # type: ignore[union-attr]
-        masks = [_mask(flat, dropout) for _ in scales] if dropout else []
+        masks = [_mask(flat, dropout) for _ in frozen.scales] if dropout else []
         inner = _inner(flat, stacked, [down.shape[0] for down in downs], masks, dropout)  # type: ignore[union-attr]
         outputs = []
-        for scale, weight, bias, up, low in zip(scales, weights, biases, ups, inner, strict=True):
-            y = torch.nn.functional.linear(flat, weight.to(dtype), bias.to(dtype) if bias is not None else None)  # type: ignore[union-attr]
+        for scale, weight, bias, up, low in zip(frozen.scales, frozen.weights, biases, ups, inner, strict=True):
+            y = torch.nn.functional.linear(flat, weight(dtype), bias.to(dtype) if bias is not None else None)
             y.addmm_(low, up.t().to(dtype), alpha=scale)  # type: ignore[union-attr]
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(flat, stacked, *weights, *ups, *inner, *masks)
+        ctx.save_for_backward(flat, stacked, *ups, *inner, *masks)
         ctx.set_materialize_grads(False)
-        ctx.scales, ctx.dropout, ctx.shape, ctx.format = scales, dropout, x.shape, x.dtype
+        ctx.frozen, ctx.shape, ctx.format = frozen, x.shape, x.dtype
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Gradients of x, A and B; an output that nobody used adds nothing."""
-        n = len(ctx.scales)
+        frozen: Frozen = ctx.frozen
+        n = len(frozen.scales)
         flat, stacked, *rest = ctx.saved_tensors
-        weights, ups, inner, masks = (rest[place * n : (place + 1) * n] for place in range(4))
+        ups, inner, masks = (rest[place * n : (place + 1) * n] for place in range(3))
         wants_x = ctx.needs_input_grad[0]
         dx: Tensor | None = None
         dinner, dups = [], []
@@ -61,19 +74,18 @@ class Products(torch.autograd.Function):
                 continue
             dy = dy.reshape(len(flat), -1).to(flat.dtype)
             up = ups[place].to(flat.dtype)
-            dinner.append((dy @ up).mul_(ctx.scales[place]))
+            dinner.append((dy @ up).mul_(frozen.scales[place]))
             # the thin operand first: products with few rows run better than ones with few columns
-            dups.append((inner[place].t() @ dy).mul_(ctx.scales[place]).t().to(ups[place].dtype))
+            dups.append((inner[place].t() @ dy).mul_(frozen.scales[place]).t().to(ups[place].dtype))
             if wants_x:
-                weight = weights[place].to(flat.dtype)
+                weight = frozen.weights[place](flat.dtype)
                 dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
         stack = torch.cat(dinner, dim=1)
         if wants_x:
-            dx = _input_gradient(dx, stack, stacked, [low.shape[1] for low in inner], masks, ctx.dropout)
+            dx = _input_gradient(dx, stack, stacked, [low.shape[1] for low in inner], masks, frozen.dropout)
             dx = dx.view(ctx.shape).to(ctx.format)
-        ddowns = _down_gradients(flat, dinner, stack, masks, ctx.dropout)
-        nones = [None] * n
-        return dx, None, None, *nones, *nones, *[d.to(u.dtype) for d, u in zip(ddowns, ups, strict=True)], *dups
+        ddowns = _down_gradients(flat, dinner, stack, masks, frozen.dropout)
+        return dx, None, *[None] * n, *[d.to(u.dtype) for d, u in zip(ddowns, ups, strict=True)], *dups
 
 
 def _mask(flat: Tensor, dropout: float) -> Tensor:
@@ -146,15 +158,22 @@ def _compute(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     bases = [layer.base_layer for layer in layers]
     pairs = list(zip(layers, names, strict=True))
     dropout = next((float(part.p) for part in (layers[0].lora_dropout[names[0]],) if isinstance(part, nn.Dropout) and part.training), 0.0)
+    weights = [_weight_of(base) for base in bases]
+    # a packed weight's own format says nothing of products: the input's does
+    dtype = compute_dtype(x, x if any(HELD in base.__dict__ for base in bases) else bases[0].weight)
     return Products.apply(  # type: ignore[return-value]
         x,
-        [layer.scaling[name] for layer, name in pairs],
-        dropout,
-        *[base.weight for base in bases],
+        Frozen(weights, [layer.scaling[name] for layer, name in pairs], dropout, dtype),
         *[base.bias for base in bases],
         *[layer.lora_A[name].weight for layer, name in pairs],
         *[layer.lora_B[name].weight for layer, name in pairs],
     )
+
+
+def _weight_of(base: Any) -> Callable[[torch.dtype], Tensor]:
+    """How the weights of a frozen layer are had, plain or held in few bits."""
+    held: Held | None = base.__dict__.get(HELD)
+    return held.weight if held is not None else base.weight.to
 
 
 def _plain_now(layer: Any) -> bool:
@@ -163,14 +182,19 @@ def _plain_now(layer: Any) -> bool:
 
 
 def serves(layer: nn.Module) -> bool:
-    """Plain LoRA on a plain linear layer with frozen weights; everything else is left to peft."""
-    from peft.tuners.lora.layer import Linear
+    """Plain LoRA on a linear layer with frozen weights, plain or widened for products; everything else is left to peft."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
 
-    if type(layer) is not Linear or type(base := layer.base_layer) is not nn.Linear or not untouched(layer) or not _plain_now(layer):
+    if not isinstance(layer, LoraLayer) or not isinstance(layer, nn.Module) or not untouched(layer) or not _plain_now(layer):
+        return False
+    base: Any = layer.base_layer
+    held: Held | None = base.__dict__.get(HELD)
+    if not (held.is_exact if held is not None else type(layer) is Linear and type(base) is nn.Linear):
         return False
     name = layer.active_adapters[0]
     special = name in layer.lora_variant or layer.lora_B[name].bias is not None or name not in layer.lora_A
-    return not special and not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+    frozen = held is not None or not base.weight.requires_grad
+    return not special and frozen and (base.bias is None or not base.bias.requires_grad)
 
 
 def groups(families: Iterable[dict[str, nn.Module]], serves: Callable[[nn.Module], bool]) -> Iterator[Group]:
