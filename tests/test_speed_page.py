@@ -17,7 +17,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def kernel_lines() -> Iterator[str]:
-    for row in result("h100")["rows"]:
+    for row in [*result("h100")["rows"], *result("kernels")["rows"]]:
         cells = [row["setting"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.2f}", f"{row['peak_mb']:,} MB"]
         yield f"| {' | '.join([*cells, format(row['train_loss'], '.4f')])} |"
 
@@ -29,11 +29,18 @@ def test_what_each_kernel_brings() -> None:
 def test_the_table_beside_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = import_module("against_llamafactory")
-    rows = [row for name in ("against_llamafactory", "one_thread") for row in result(name)["rows"]]
+    rows = [row for name in ("against_llamafactory", "one_thread", "full") for row in result(name)["rows"]]
     lines = [script.table_line(row) for row in rows if "peak_mb" in row]
     assert script.HEAD in PAGE and [line for line in lines if line not in PAGE] == []
     for row in (row for row in rows if "peak_mb" not in row):
         assert f"{row['seconds']:.2f} times the time and {row['memory']:.2f} times the memory" in PAGE
+
+
+def test_the_table_of_lengths() -> None:
+    points = result("lengths")["points"]
+    for name, form in (("length", ""), ("peer", ".0f"), ("finery", ".0f"), ("peer MB", ","), ("finery MB", ",")):
+        assert f" | {' | '.join(format(point[name], form) for point in points)} |" in PAGE, name
+    assert "(speed/lengths.png)" in PAGE and (ROOT / "docs" / "speed" / "lengths.png").stat().st_size > 10_000
 
 
 def test_the_losses_of_fifty_steps() -> None:

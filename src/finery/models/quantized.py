@@ -92,6 +92,8 @@ def settle(model: Any, way: Opening, dtype: torch.dtype, device: torch.device) -
     """Finish a model that was opened this `way`; its layers tell from then on how their weights are had. Says what they take."""
     quantizer = way.quantizer
     model = quantizer.finish(model, way.bits, dtype, device)
+    if quantizer.widens:
+        return _forget(model)
     for layer in list(model.modules()):
         if quantizer.holds(layer):
             taken = sum(tensor.numel() * tensor.element_size() for tensor in quantizer.tensors(layer))
@@ -134,8 +136,13 @@ def widen(model: Any, dtype: torch.dtype) -> Any:
         if bias is not None:
             plain.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         setattr(model.get_submodule(parent), name, plain)
+    return _forget(model)
+
+
+def _forget(model: Any) -> Any:
+    """Nothing tells any more that the model came in few bits: transformers would save it so, or back in its own names for that."""
     marks = ("quantization_config", "is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
     for holder in (model, model.config):
-        for mark in marks:
+        for mark in (*marks, "_weight_conversions"):
             holder.__dict__.pop(mark, None)
     return model

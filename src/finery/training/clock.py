@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from finery.models.quantized import HELD
 from finery.training.memory import is_out_of_memory
 
 PHASES = ("data", "forward", "backward", "optimizer")
@@ -87,7 +88,9 @@ def flops_each(model: Any) -> tuple[float, float]:
     head = model.get_output_embeddings()
     each = {False: 0.0, True: 0.0}
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if HELD in module.__dict__:
+            each[False] += module.in_features * module.out_features * 4
+        elif isinstance(module, torch.nn.Linear):
             each[module is head] += module.weight.numel() * (6 if module.weight.requires_grad else 4)
     return each[False], each[True]
 

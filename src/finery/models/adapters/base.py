@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finery.errors import UserError
+from finery.models.quantized import HELD
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def module_names(model: Any) -> dict[str, list[str]]:
     head = model.get_output_embeddings()
     found: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and name:
+        if (isinstance(module, (nn.Linear, Conv1D)) or HELD in module.__dict__) and module is not head and name:
             found.setdefault(name.rpartition(".")[2], []).append(name)
     return found
 
