@@ -188,6 +188,37 @@ def test_a_model_that_comes_in_fp8_is_widened(keys: Callable[..., Any], wide_mod
     assert (export(Run.from_dict(given)) / "model.safetensors").exists()
 
 
+def test_a_model_that_comes_in_mxfp4_is_widened(tmp_path: Path) -> None:
+    """gpt-oss: experts in blocks of 32 numbers of 4 bits with a shared power of two; by the format's own table."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    small = {"num_hidden_layers": 1, "num_local_experts": 2, "num_experts_per_tok": 1, "hidden_size": 64, "intermediate_size": 32}
+    config = GptOssConfig(vocab_size=60, head_dim=16, num_attention_heads=4, num_key_value_heads=2, **small)
+    GptOssForCausalLM(config).save_pretrained(str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    dice = torch.Generator().manual_seed(0)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    wanted = {}
+    for name in ("gate_up_proj", "down_proj"):
+        path = f"model.layers.0.mlp.experts.{name}"
+        experts, inputs, outputs = weights.pop(path).shape
+        blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), generator=dice, dtype=torch.uint8)
+        scales = torch.randint(118, 124, (experts, outputs, inputs // 32), generator=dice, dtype=torch.uint8)
+        numbers = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1).flatten(-2)
+        wanted[path] = (numbers * 2.0 ** (scales.float() - 127)[..., None]).flatten(2).transpose(1, 2)
+        weights |= {f"{path}_blocks": blocks, f"{path}_scales": scales}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"quantization_config": {"quant_method": "mxfp4"}}))
+    model = load_model(tmp_path, torch.float32, False)
+    for path, weight in wanted.items():
+        assert torch.equal(model.get_parameter(path).detach(), weight), path
+    model.save_pretrained(str(tmp_path / "plain"))  # and is saved as a plain model
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    saved = load_file(tmp_path / "plain" / "model.safetensors")
+    assert torch.equal(saved["model.layers.0.mlp.experts.down_proj"], wanted["model.layers.0.mlp.experts.down_proj"])
+
+
 def with_method(source: Path, folder: Path, **config: Any) -> Path:
     """The model in `source` with a config that says that it is quantised."""
     folder.mkdir()

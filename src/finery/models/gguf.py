@@ -90,6 +90,8 @@ def _mend_splitting(tokenizer: Any, pre: str) -> None:
     elif pre in DIGITS:
         first = pre_tokenizers.Split(Regex(WORDS % DIGITS[pre]), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        # Llama 3 takes a word that is a token as it is, even where its merges would end elsewhere
+        tokenizer.backend_tokenizer.model.ignore_merges = pre == "llama-bpe"
     else:
         return
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
