@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import keys_of_data
+import keys_of_losses
+import keys_of_optimizers
+import keys_of_precision
 from conftest import build_model
 from finery.data.rows.base import Row
 from finery.errors import UserError
@@ -69,7 +72,8 @@ SAVES = EACH_STEP | {"max_steps": 3}
 ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 EPOCHS = keys_of_data.EPOCH
 
-TRAINED: dict[str, Case] = keys_of_data.TRAINED | {
+FROM_OTHERS = keys_of_data.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
+TRAINED: dict[str, Case] = FROM_OTHERS | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
     "infer_backend": Case("telepathy", says("'telepathy'"), (False, True)),
@@ -345,6 +349,9 @@ NAMED: tuple[Any, ...] = (
 
 OTHERS: dict[str, Callable[[Bench], None]] = (
     keys_of_data.OTHERS
+    | keys_of_losses.OTHERS
+    | keys_of_optimizers.OTHERS
+    | keys_of_precision.OTHERS
     | {case.__name__: case for case in NAMED}
     | {
         "model_revision": hub_keys("model_revision", "v2", lambda how: how["revision"]),

@@ -136,9 +136,9 @@ def test_a_choice_that_is_not_built_yet(key: str, value: str) -> None:
 
 def test_a_key_that_is_not_built_yet_is_told_beside_other_faults() -> None:
     with pytest.raises(UserError) as caught:
-        Run.from_dict({**BASE, "label_smoothing_factor": 0.1, "lora_rnak": 4, "adam_beta1": 2})
+        Run.from_dict({**BASE, "compute_accuracy": True, "lora_rnak": 4, "adam_beta1": 2})
     assert caught.value.complaints == [
-        "Python: 'label_smoothing_factor' is not built yet; leave it out",
+        "Python: 'compute_accuracy' is not built yet; leave it out",
         "Python: 'adam_beta1' should be below 1, found 2",
         "Python: no such key: 'lora_rnak'; did you mean 'lora_rank'?",
     ]

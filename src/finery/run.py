@@ -20,12 +20,13 @@ from finery.engines.base import Engine, GenerationOptions
 from finery.errors import Complaint, UserError, in_order, nearest, suggestion
 from finery.log import get_logger
 from finery.methods import METHODS
-from finery.methods.base import Method
+from finery.methods.base import LearningOptions, Method
 from finery.models.adapters import ADAPTERS
-from finery.models.adapters.base import Adapter
+from finery.models.adapters.base import Adapter, AdapterOptions
 from finery.models.export import ExportOptions
 from finery.models.kernels import KERNELS
 from finery.models.load import ModelOptions
+from finery.models.new_tokens import TokenOptions
 from finery.models.quantizers import QUANTIZERS
 from finery.models.quantizers.base import QuantizationOptions, Quantizer, Quantizing
 from finery.options import Entry, Finding, Keys, OptionGroup, one_of
@@ -33,6 +34,7 @@ from finery.reader import read_keys
 from finery.registry import Registry
 from finery.training.arguments import RENAMED, LoopOptions, claim_trainer_keys, trainer_fields
 from finery.training.callbacks import CALLBACKS
+from finery.training.fp8 import Fp8Options
 from finery.training.optimizers import OPTIMIZERS
 from finery.training.optimizers.base import Optimizer
 from finery.training.output import Line
@@ -54,12 +56,16 @@ class Choices(OptionGroup):
 GROUPS: dict[str, type[OptionGroup]] = {
     "choices": Choices,
     "model": ModelOptions,
+    "tokens": TokenOptions,
     "quantization": QuantizationOptions,
+    "adapters": AdapterOptions,
     "data": DataOptions,
     "rows": RowOptions,
     "packing": PackingOptions,
     "template": TemplateOptions,
     "loop": LoopOptions,
+    "learning": LearningOptions,
+    "fp8": Fp8Options,
     "generation": GenerationOptions,
     "export": ExportOptions,
 }
@@ -83,12 +89,16 @@ class Run:
 
     choices: Choices
     model: ModelOptions
+    tokens: TokenOptions
     quantization: QuantizationOptions
+    adapters: AdapterOptions
     data: DataOptions
     rows: RowOptions
     packing: PackingOptions
     template: TemplateOptions
     loop: LoopOptions
+    learning: LearningOptions
+    fp8: Fp8Options
     generation: GenerationOptions
     export: ExportOptions
     method: Method
@@ -131,7 +141,9 @@ class Run:
             name: _choose(registry, getattr(groups["choices"], key), key, keys, written, complaints)
             for name, (registry, key) in PARTS.items()
         }
-        parts = {name: part(options) for name, (part, options) in chosen.items() if name != "engine"}
+        parts = {name: part(options) for name, (part, options) in chosen.items() if name not in ("engine", "method", "adapter")}
+        parts["method"] = chosen["method"][0](chosen["method"][1], groups["learning"])
+        parts["adapter"] = chosen["adapter"][0](chosen["adapter"][1], groups["adapters"])
         parts["engine"], parts["engine_options"] = chosen["engine"]  # an engine is built when its model is there
         switched = {
             kind: {name: registry[name].Options.claim(keys, complaints) for name in registry.names()} for kind, registry in SWITCHED.items()
@@ -193,9 +205,23 @@ class Run:
                 yield Line(key, value, source)
 
     def _findings(self, trains: bool) -> Iterator[Finding]:
-        always = [self.model, self.quantization, self.template, self.generation, self.export, self.adapter, self.engine_options]
+        always = [
+            self.model,
+            self.tokens,
+            self.quantization,
+            self.template,
+            self.generation,
+            self.export,
+            self.adapter,
+            self.engine_options,
+        ]
         switched = [SWITCHED[kind][name](options) for kind, parts in self.switched.items() for name, options in parts.items()]
-        for checked in [*always, *([self.data, self.rows, self.packing, self.loop, self.method, *switched] if trains else [])]:
+        if trains:
+            yield from self.quantization.check_training(self)
+        for checked in [
+            *always,
+            *([self.data, self.rows, self.packing, self.loop, self.learning, self.fp8, self.method, *switched] if trains else []),
+        ]:
             yield from checked.check(self)
 
     def _check(self, complaints: list[Complaint], trains: bool) -> list[Complaint]:

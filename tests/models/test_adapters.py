@@ -13,6 +13,7 @@ from conftest import build_model
 from finery.commands.train import train
 from finery.errors import UserError
 from finery.models.adapters import ADAPTERS
+from finery.models.adapters.base import AdapterOptions
 from finery.models.adapters.lora import LoRA
 from finery.models.load import load_model, locate_adapters
 from finery.run import Run
@@ -28,7 +29,8 @@ def model(tiny_model: Path) -> Any:
 
 
 def lora(**options: Any) -> LoRA:
-    return LoRA(LoRA.Options(**options))
+    shared = {key: options.pop(key) for key in AdapterOptions.model_fields if key in options}
+    return LoRA(LoRA.Options(**options), AdapterOptions(**shared))
 
 
 @torch.no_grad()
@@ -219,7 +221,9 @@ def test_freeze_trains_modules_by_name(keys: Keys, tiny_model: Path) -> None:
 )
 def test_freeze_says_what_is_not_there(options: dict[str, Any], text: str, model: Any) -> None:
     part = ADAPTERS["freeze"]
-    assert complaint(lambda: part(part.Options(**options)).apply(model)).startswith(text)
+    shared = AdapterOptions(**{key: options[key] for key in AdapterOptions.model_fields if key in options})
+    own = part.Options(**{key: value for key, value in options.items() if key in part.Options.model_fields})
+    assert complaint(lambda: part(own, shared).apply(model)).startswith(text)
 
 
 def test_only_lora_takes_adapters(keys: Keys, tmp_path: Path) -> None:

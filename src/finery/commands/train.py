@@ -30,19 +30,20 @@ def train(run: Run) -> Path:
     from finery.checks.template import prove
     from finery.data.load import load_rows, load_sets
     from finery.models.load import fit_vocabulary, load_model
+    from finery.models.new_tokens import tell_untrained
     from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer, own_template
     from finery.training.preparation import prepare, run_template
     from finery.training.session import Session
 
-    session = Session(run.loop, run.trainer, run.model, run.adapter, run.switched_on)  # folder, device, precision, where to start
+    session = Session(run.loop, run.trainer, run.model, run.adapter, run.switched_on, run.fp8)  # folder, device, precision, where to start
     found = session.source()
     if run.steps_plainly:
         leave_out_others(found.base, run.quantizing)
     from transformers import set_seed
 
     tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
-    own = own_template(tokenizer)
+    own, num_known = own_template(tokenizer), len(tokenizer)
     template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
     rows = load_rows(run.method.rows, template, run.rows, run.packing)
@@ -51,10 +52,13 @@ def train(run: Run) -> Path:
             return session.keep_tokens(sets, run.data)
         prove(run, template, sets)
         set_seed(run.loop.seed)
-        model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code, run.quantizing, session.device)
-        new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab)
+        start = (run.quantizing, session.device, session.reshape(found, run.rows.cutoff_len), session.from_scratch)
+        model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code, *start)
+        new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab, num_known, run.tokens)
         model = run.adapter.apply(model, found.adapters, new_tokens)
+        tell_untrained(model, new_tokens)
         model = session.set_formats(model)
+        run.method.attach(model)
         session.speed_up(model, run.switched["kernel"], run.rows.cutoff_len)
         trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.switched["callback"])
         session.write_settings(run.resolved)

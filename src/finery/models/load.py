@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +13,10 @@ from finery.hub import HUBS, Hub, UnknownName, active_hub, fetch, folder_of, is_
 from finery.log import get_logger
 from finery.models.gguf import gguf_of, plain_folder
 from finery.models.listed import did_you_mean, hub_id
+from finery.models.new_tokens import TokenOptions, start_rows
 from finery.models.quantized import opening, settle
 from finery.models.quantizers.base import Quantizing
+from finery.models.rope import Kind
 from finery.options import CommaList, Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class ModelOptions(OptionGroup):
     """The base model: a folder, a name on the hub, or one that `finery options models` lists."""
     adapter_name_or_path: CommaList = ()
     """Adapters to start from: all but the last are merged, the last is trained on (or all are merged)."""
+    adapter_folder: str | None = None
+    """The folder inside of each adapter's that holds it."""
     cache_dir: str | None = None
     """Where downloads are kept."""
     model_revision: str = "main"
@@ -47,8 +51,22 @@ class ModelOptions(OptionGroup):
     """Keep normalisation weights in fp32."""
     pure_bf16: bool = False
     """Train with bf16 weights throughout, without fp32 copies."""
+    rope_scaling: Kind | None = None
+    """Scale rotary positions for rows longer than the model was made for, by the smallest whole factor with which cutoff_len fits; chat and
+    export take the factor that was trained with, or 2 for a model that no run has trained."""
+    train_from_scratch: bool = False
+    """Begin with random weights, drawn by 'seed': of the model only the config and the tokenizer are read."""
+    use_reentrant_gc: bool | None = None
+    """Recompute activations by torch's older, re-entrant way, one micro-batch at a time; not given, by the newer, with the same result."""
+    print_param_status: bool = False
+    """List every weight with shape, number format, device and whether it is trained."""
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Number format in chat and of exported weights; auto: the model's own where the device computes it."""
+
+    @property
+    def recomputation(self) -> dict[str, bool]:
+        """What `use_reentrant_gc` asks of torch."""
+        return {} if self.use_reentrant_gc is None else {"use_reentrant": self.use_reentrant_gc}
 
     @property
     def download(self) -> dict[str, Any]:
@@ -67,7 +85,22 @@ class ModelOptions(OptionGroup):
         else:
             yield from _check_model(self.model_name_or_path)
         for name in self.adapter_name_or_path:
-            yield from _check_folder("adapter_name_or_path", name, ("adapter_config.json",))
+            needed = f"{self.adapter_folder}/adapter_config.json" if self.adapter_folder else "adapter_config.json"
+            yield from _check_folder("adapter_name_or_path", name, (needed,))
+        yield from self._check_start(run)
+
+    def _check_start(self, run: Any) -> Iterator[Finding]:
+        """Random weights must be saved; threads cannot share a re-entrant backward pass."""
+        if self.train_from_scratch and run.adapter.takes_adapters:
+            text = f"needs all weights to be saved: set 'finetuning_type' to full, found {run.choices.finetuning_type!r}"
+            yield Finding("train_from_scratch", text)
+        if self.train_from_scratch and run.quantization.quantization_bit:
+            yield Finding("train_from_scratch", "and 'quantization_bit' exclude each other: keep one")
+        if self.use_reentrant_gc and (run.loop.micro_batches_at_once or 1) > 1:
+            yield Finding("use_reentrant_gc", "works on one micro-batch: set 'micro_batches_at_once' to 1, or leave one out")
+        given = (run.trainer.get("activation_checkpointing_kwargs") or {}).get("use_reentrant", self.use_reentrant_gc)
+        if self.use_reentrant_gc is not None and given != self.use_reentrant_gc:
+            yield Finding("use_reentrant_gc", "and 'activation_checkpointing_kwargs' say different things: keep one")
 
 
 def _check_model(name: str) -> Iterator[Finding]:
@@ -125,7 +158,8 @@ def _listed_id(name: str, hub: Hub) -> str:
 
 def locate_adapters(options: ModelOptions) -> list[Path]:
     """The folders of `adapter_name_or_path`, each checked to hold an adapter."""
-    folders = [fetch(name, kind="model", **options.download) for name in options.adapter_name_or_path]
+    found = [fetch(name, kind="model", **options.download) for name in options.adapter_name_or_path]
+    folders = [folder / options.adapter_folder if options.adapter_folder else folder for folder in found]
     for folder in folders:
         if not (folder / "adapter_config.json").exists():
             raise UserError(f"'adapter_name_or_path': {folder} holds no adapter (no adapter_config.json)")
@@ -133,11 +167,18 @@ def locate_adapters(options: ModelOptions) -> list[Path]:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool, asked: Quantizing | None = None, device: torch.device | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    asked: Quantizing | None = None,
+    device: torch.device | None = None,
+    change: Callable[[Any], None] | None = None,
+    from_scratch: bool = False,
 ) -> Any:
     """A causal language model with weights of one `dtype`, on the CPU; raises `UserError`, also where a weight is not there.
 
-    Where it comes quantised, or is to be (`asked`), its linear layers hold their weights in few bits, on `device`.
+    Where it comes quantised, or is to be (`asked`), its linear layers hold their weights in few bits, on `device`. `change` is made to
+    the config before; `from_scratch`, weights are drawn by torch's dice and not read.
     """
     import torch
 
@@ -145,9 +186,13 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if from_scratch:
+        return _random_model(_config(folder, trust_remote_code, change), folder, dtype, trust_remote_code)
     device = device or torch.device("cpu")
     way = opening(folder, asked, dtype, device)
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(way.arguments if way else {})}
+    if change:
+        how["config"] = _config(folder, trust_remote_code, change)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -158,6 +203,31 @@ def load_model(
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(f"{folder} holds no weights that fit its config.json for {lacking[0]}{more}")
     return settle(model, way, dtype, device) if way else model
+
+
+def _config(folder: Path, trust_remote_code: bool, change: Callable[[Any], None] | None) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loaded(folder, "model", error) from None
+    if change:
+        change(config)
+    return config
+
+
+def _random_model(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise not_loaded(folder, "causal language model", error) from None
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    log.info("'train_from_scratch': %s with random weights", type(model).__name__)
+    return model.eval()
 
 
 def not_loaded(folder: Path, what: str, error: Exception) -> UserError:
@@ -180,34 +250,26 @@ def own_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def fit_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, resize: bool) -> range:
+def fit_vocabulary(
+    model: Any, tokenizer: PreTrainedTokenizerBase, resize: bool, num_known: int | None = None, asked: TokenOptions | None = None
+) -> range:
     """Let embeddings grow for tokens that they have no row for; returns the ids that are new to the model.
 
-    They grow to a multiple of 64. Without `resize` they do so only since an id without a row could not be trained
-    at all, and that is said.
+    They grow to a multiple of 64. Without `resize` they do so only since an id without a row could not be trained at all, and that is
+    said. New are also tokens above the first `num_known`, whose rows a model may have to spare: nothing has trained them.
     """
     num_rows = int(model.get_input_embeddings().weight.shape[0])
-    new = range(num_rows, len(tokenizer))
-    if new:
-        if not resize:
-            log.warning("the tokenizer has %d tokens that the model has no row for: the embeddings grow ('resize_vocab: true')", len(new))
+    new = range(num_rows if num_known is None else min(num_rows, num_known), len(tokenizer))
+    if len(tokenizer) > num_rows:
+        if not resize and not (asked and (asked.add_tokens or asked.special)):
+            num_lacking = len(tokenizer) - num_rows
+            log.warning(
+                "the tokenizer has %d tokens that the model has no row for: the embeddings grow ('resize_vocab: true')", num_lacking
+            )
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-        _start_at_mean(model, new)
+    if new:
+        start_rows(model, tokenizer, new, asked)
     return new
-
-
-def _start_at_mean(model: Any, new: range) -> None:
-    """New rows start as the mean of the old ones, with a little noise so that they can part; what fills up to 64 is the mean itself."""
-    import torch
-
-    for layer in {
-        id(layer): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
-    }.values():
-        weight = layer.weight.data
-        mean = weight[: new.start].float().mean(0)
-        noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
-        weight[new.start :] = mean.to(weight.dtype)
-        weight[new.start : new.stop] = (mean + noise.to(mean.device)).to(weight.dtype)
 
 
 def upcast_norms(model: torch.nn.Module) -> None:

@@ -25,6 +25,10 @@ HELD = "held_weight"
 """Name under which a layer keeps how its weights are had, see `Held`."""
 
 
+OPENED = "opened_in"
+"""Name under which a model keeps by which quantizer, in how many bits and in which number format it was loaded."""
+
+
 @dataclass(frozen=True)
 class Held:
     """How the weights (O, I) of a layer are had, whether its own products are those with them, and what they are held in."""
@@ -94,6 +98,12 @@ def settle(model: Any, way: Opening, dtype: torch.dtype, device: torch.device) -
     model = quantizer.finish(model, way.bits, dtype, device)
     if quantizer.widens:
         return _forget(model)
+    model.__dict__[OPENED] = {
+        "method": type(quantizer).__module__.rpartition(".")[2],
+        "bits": way.bits,
+        "options": quantizer.options.model_dump(mode="json"),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     for layer in list(model.modules()):
         if quantizer.holds(layer):
             taken = sum(tensor.numel() * tensor.element_size() for tensor in quantizer.tensors(layer))

@@ -1,8 +1,9 @@
 """What a run has trained, found again: for chat, export and whoever goes on with it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
+from finery.models.loftq import held_in
 from finery.models.precision import inference_dtype
 from finery.models.quantized import held_layers, own_quantization, widen
 from finery.models.quantizers.base import Quantizing
+from finery.models.rope import to_serve, trained_positions
 
 log = get_logger(__name__)
 
@@ -30,6 +33,20 @@ class Trained:
     base: Path
     adapters: Sequence[Path] = ()
     is_tuned: bool = False
+    rope_scaling: str | None = None  # asked for where no run of ours has trained it
+
+    @property
+    def positions(self) -> Callable[[Any], None] | None:
+        """How to change the base's config to the positions that the adapters were trained with; nothing where it tells them."""
+        found = (trained_positions(folder) for folder in reversed(self.adapters))
+        return next((change for change in found if change is not None), None)
+
+    @property
+    def change(self) -> Callable[[Any], None] | None:
+        """The same to answer with; where no run of ours has trained anything here, `rope_scaling` counts."""
+        folders = (self.base, *self.adapters)
+        is_ours = any((folder / RUN_FILE).exists() or (folder.parent / RUN_FILE).exists() for folder in folders)
+        return self.positions or (partial(to_serve, self.rope_scaling) if self.rope_scaling and not is_ours else None)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -50,9 +67,9 @@ def find_trained(options: ModelOptions, adapter: Adapter, output_dir: str | None
     if named and (folder is None or named != started):
         if folder and output_dir not in named:
             log.warning("'adapter_name_or_path' counts, not what was trained in %s; name that folder there to take it", output_dir)
-        return Trained(locate_model(options), locate_adapters(options), True)
+        return Trained(locate_model(options), locate_adapters(options), True, options.rope_scaling)
     if folder is None:
-        return Trained(locate_model(options))
+        return Trained(locate_model(options), rope_scaling=options.rope_scaling)
     log.info("taking the trained model in %s%s", folder, f" after {', '.join(merged)}" if merged else "")
     if not adapter.takes_adapters:
         return Trained(folder, is_tuned=True)
@@ -88,10 +105,12 @@ def load_trained(
     A base that comes in few bits is widened for that; raises `UserError` where its format cannot be.
     """
     merges = bool(trained.adapters)
-    model = load_model(trained.base, torch.float32 if merges else dtype, trust_remote_code)
+    wanted = torch.float32 if merges else dtype
+    asked, held = held_in(trained.adapters) or (None, wanted)
+    model = load_model(trained.base, held, trust_remote_code, asked, change=trained.change)
     if any(True for _ in held_layers(model)):
-        log.info("%s comes in few bits: its layers are widened to 16 or 32", trained.base)
-        model = widen(model, torch.float32 if merges else dtype)
+        log.info("%s %s in few bits: its layers are widened", trained.base, "was trained" if asked else "comes")
+        model = widen(model, wanted).to(wanted)
     fit_vocabulary(model, tokenizer, resize=merges)
     return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
 
@@ -103,7 +122,7 @@ def load_answering(
     dtype = inference_dtype(options.infer_dtype, trained_dtype(trained, options), device)
     if asked is None and not own_quantization(trained.base):
         return load_trained(trained, adapter, tokenizer, options.trust_remote_code, dtype, torch.device("cpu")).to(device)
-    model = load_model(trained.base, dtype, options.trust_remote_code, asked, device)
+    model = load_model(trained.base, dtype, options.trust_remote_code, asked, device, trained.change)
     fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
     if any(weight.device != device for weight in model.parameters()) and not (asked and asked.device_map):
         model = model.to(device)

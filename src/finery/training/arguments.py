@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from finery.compat import have
 from finery.data.load import Sampling
 from finery.errors import Complaint, UserError
 from finery.options import Finding, Keys, OptionGroup, PathText, one_of, shown
+from finery.training.needs import check_rest
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -124,7 +124,7 @@ class LoopOptions(OptionGroup):
             yield Finding("disable_shuffling", "and 'train_sampling_strategy: group_by_length' exclude each other: keep one")
         yield from self._check_numbers()
         yield from self._check_evaluating()
-        yield from _check_rest(run.trainer)
+        yield from check_rest(run.trainer, self.save_strategy != "no")
         yield from self._check_metric(run.trainer.get("metric_for_best_model"), run.data)
 
     def _check_numbers(self) -> Iterator[Finding]:
@@ -169,21 +169,6 @@ class LoopOptions(OptionGroup):
             yield Finding("metric_for_best_model", f"should be {' or '.join(known)}, which is what evaluation measures, found {metric!r}")
         if metric is None and each and (self.load_best_model_at_end or self.save_strategy == "best"):
             yield Finding("eval_on_each_dataset", f"needs 'metric_for_best_model' to say which loss is to be lowest: {', '.join(known)}")
-
-
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "swanlab": "swanlab", "trackio": "trackio"}
-"""What `report_to` may name of the trackers that we know, and the package that each needs."""
-
-
-def _check_rest(rest: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the trainer's own keys need of each other and of installed packages."""
-    for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
-        if rest.get(key) and not rest.get("dataloader_num_workers"):
-            yield Finding(key, "needs 'dataloader_num_workers' to be 1 or more")
-    named = rest.get("report_to") or ()
-    for name in (named,) if isinstance(named, str) else named:
-        if name in TRACKERS and not have(TRACKERS[name]):
-            yield Finding("report_to", f"names {name!r}, which is not installed: pip install {TRACKERS[name]}")
 
 
 RENAMED = {

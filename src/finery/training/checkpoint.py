@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ TENSOR = "__tensor__"
 """In the JSON part, `{TENSOR: name}` stands for a tensor of the safetensors file."""
 PAIRS = "__pairs__"
 """A dict whose keys are not text is written as a list of pairs."""
+
+FEW_BITS = "__few_bits__"
+"""Marks a wrapper of torchao's: its class, the tensors in it, and what else it was made with."""
+WRAPPERS = {f"OptimState{word}": f"torchao.optim.subclass_{word.lower()}" for word in ("8bit", "4bit", "Fp8")}
+"""Where their classes lie. No other is ever made from a file."""
 
 
 def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
@@ -39,6 +45,10 @@ def load_state(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if (kind := type(value).__name__) in WRAPPERS:
+        names, others = value.__tensor_flatten__()
+        parts = {name: _plain(getattr(value, name), tensors) for name in names}
+        return {FEW_BITS: kind, "parts": parts, "others": [str(o) if isinstance(o, torch.dtype) else _plain(o, tensors) for o in others]}
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().clone().contiguous()
@@ -63,6 +73,10 @@ def _rich(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value
     if TENSOR in value:
         return tensors[value[TENSOR]]
+    if FEW_BITS in value:
+        others = [tuple(o) if isinstance(o, list) else getattr(torch, o[6:]) if isinstance(o, str) else o for o in value["others"]]
+        wrapper = getattr(import_module(WRAPPERS[value[FEW_BITS]]), value[FEW_BITS])
+        return wrapper.__tensor_unflatten__(_rich(value["parts"], tensors), others)
     if PAIRS in value:
         return {key: _rich(item, tensors) for key, item in value[PAIRS]}
     return {key: _rich(item, tensors) for key, item in value.items()}

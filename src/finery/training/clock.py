@@ -101,8 +101,9 @@ def product_peak(dtype: torch.dtype, device: torch.device, size: int = 0) -> flo
     They are smaller where memory is short, so that looking at a run does not end it.
     """
     size, rounds = size or (8192 if device.type == "cuda" else 2048), 8 if device.type == "cuda" else 4
+    dice = torch.Generator(device).manual_seed(0)  # the run's own must not depend on when this is measured
     try:
-        left, right, _ = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(3))
+        left, right, _ = (torch.randn(size, size, dtype=dtype, device=device, generator=dice) for _ in range(3))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or size < 64:
             raise

@@ -12,6 +12,7 @@ from finery.data.template import Template, load_template
 from finery.files import digest
 from finery.methods.base import Method
 from finery.models.listed import template_of
+from finery.models.new_tokens import give_tokens
 from finery.training.arguments import LoopOptions
 
 
@@ -32,7 +33,8 @@ def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, A
 
 
 def run_template(run: Any, tokenizer: Any) -> Template:
-    """The template of a `finery.run.Run`; the list of models knows one where the tokenizer has none."""
+    """The template of a `finery.run.Run`; the list of models knows one where the tokenizer has none. The run's own tokens are added."""
+    give_tokens(tokenizer, run.tokens)
     return load_template(run.template, tokenizer, partial(template_of, run.model.model_name_or_path), run.rows.mask_history)
 
 

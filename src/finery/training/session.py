@@ -22,9 +22,12 @@ from finery.log import get_logger
 from finery.methods.base import Method
 from finery.models.adapters.base import Adapter, num_trained, set_trainable
 from finery.models.export import save_stop_tokens
+from finery.models.head import bare
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
 from finery.models.quantized import num_weights
+from finery.models.rope import longest, original_length, save_positions, scale_row_by_row, to_train
+from finery.models.status import weight_lines
 from finery.models.tokenizer import save_tokenizer
 from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
@@ -32,6 +35,7 @@ from finery.training.arguments import LoopOptions, training_arguments
 from finery.training.checkpoint import check_not_done, clear, starting_point
 from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
+from finery.training.fp8 import Fp8Options, check_device, recipe, without_others
 from finery.training.lanes import draws_dice, most_lanes
 from finery.training.memory import fit
 from finery.training.optimizers.base import Optimizer
@@ -47,12 +51,22 @@ class Session:
     """Holds what the steps of a run share: options, decisions and the folder."""
 
     def __init__(
-        self, loop: LoopOptions, rest: Mapping[str, Any], model: ModelOptions, adapter: Adapter, optimizers: Sequence[Optimizer] = ()
+        self,
+        loop: LoopOptions,
+        rest: Mapping[str, Any],
+        model: ModelOptions,
+        adapter: Adapter,
+        optimizers: Sequence[Optimizer] = (),
+        fp8: Fp8Options | None = None,
     ) -> None:
         self.loop = loop
-        self.rest = rest
+        self.rest = dict(rest)
+        if model.use_reentrant_gc is not None:
+            self.rest["activation_checkpointing_kwargs"] = {**(rest.get("activation_checkpointing_kwargs") or {}), **model.recomputation}
         self.model = model
         self.adapter = adapter
+        self.fp8 = fp8 or Fp8Options()
+        self.stretched = False  # whether positions are others than the base's config tells
         self.optimizer = optimizers[0] if optimizers else None  # which a key has switched on; otherwise the one that `optim` names
         self.folder = Path(str(loop.output_dir))
         self.start: Path | None = None
@@ -64,7 +78,11 @@ class Session:
         except OSError as error:
             raise UserError(f"'output_dir': {self.folder} cannot be made: {error.strerror}") from None
         self.device = device = _device(rest)
-        self.precision = choose_precision(loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base)
+        keeps_formats = self.optimizer is not None and self.optimizer.keeps_formats
+        check_device(self.fp8, device)
+        self.precision = choose_precision(
+            self.fp8.fp8 or loop.bf16, loop.fp16, model.pure_bf16, device, adapter.frozen_base or keeps_formats
+        )
         recompute = False if loop.disable_gradient_checkpointing else loop.gradient_checkpointing
         pinned = {
             "token_budget": loop.token_budget,
@@ -76,6 +94,9 @@ class Session:
         self._settled: dict[str, tuple[Any, str]] = dict(adapter.decided())
         if self.start is not None and loop.resume_from_checkpoint is None:
             self._settled["resume_from_checkpoint"] = (None, f"went on with {self.start}")
+        if self.optimizer is not None and self.optimizer.steps_in_hooks and loop.max_grad_norm:
+            self.loop = loop.model_copy(update={"max_grad_norm": 0.0})
+            self._settled["max_grad_norm"] = (0.0, "weights are stepped before the length of all gradients is known")
         if loop.eval_strategy == "steps" and loop.eval_steps is None:
             self._settled["eval_steps"] = (loop.logging_steps, "as logging_steps")
         self.watchers: list[Any] = []
@@ -93,8 +114,41 @@ class Session:
             found = Trained(locate_model(self.model), locate_adapters(self.model))
             if self.folder.resolve() in [folder.resolve() for folder in (found.base, *found.adapters)]:
                 raise UserError(f"'output_dir': {self.folder} is what the run starts from, and would be written over; name another folder")
+            self._settled |= self.adapter.continued(found.adapters)
             return found
         return find_trained(self.model, self.adapter, str(self.folder))
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training begins with random weights."""
+        return self.model.train_from_scratch and self.loop.do_train
+
+    def reshape(self, found: Trained, cutoff_len: int) -> Callable[[Any], None] | None:
+        """How the base's config is changed: positions as its adapters were trained with, and then as `rope_scaling` asks."""
+        asked = self.model.rope_scaling if self.loop.do_train or not found.is_tuned else None
+        if found.positions is None and asked is None:
+            return None
+
+        def change(config: Any) -> None:
+            if found.positions is not None:
+                found.positions(config)
+                self.stretched = True
+                log.info("positions are scaled as %s was trained", found.adapters[-1])
+            if asked is not None:
+                self._stretch(config, asked, cutoff_len)
+
+        return change
+
+    def _stretch(self, config: Any, kind: str, cutoff_len: int) -> None:
+        rope, made_for = to_train(kind, cutoff_len, config), original_length(config)
+        if rope is None:
+            why = f"not needed, cutoff_len {cutoff_len} fits into the {longest(config)} positions of the model"
+        else:
+            why = f"factor {rope.factor:g}, since the model was made for {made_for} positions and cutoff_len is {cutoff_len}"
+            rope.set(config)
+            self.stretched = True
+        log.info("rope_scaling %s: %s", kind, why)
+        self._settled["rope_scaling"] = (kind, why)
 
     def tell_template(self, template: Template, tokenizer: Any, own: str, asked: str | None) -> None:
         """Say which template is used where that is not plain, before weights are loaded."""
@@ -121,6 +175,8 @@ class Session:
         device = self.device
         if any(weight.device != device for weight in model.parameters()):  # one of few bits lies there already
             model.to(device)
+        scale_row_by_row(model)
+        kernels = without_others(kernels, self.fp8)
         asked = self.choices.pinned["gradient_checkpointing"]
         if kernels["unsloth"].model_dump()["use_unsloth_gc"] and asked is None:
             asked = True
@@ -129,6 +185,8 @@ class Session:
         self.choices.settle("token_budget", lambda: (found.token_budget, found.why))
         self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)
         self.choices.settle("micro_batches_at_once", lambda: self._at_once(model, device))
+        if self.model.print_param_status and is_first():
+            log.info("parameters:\n%s", "\n".join(weight_lines(model)))
 
     def _at_once(self, model: Any, device: torch.device) -> tuple[int, str]:
         """How many micro-batches are worked on side by side, and why."""
@@ -136,9 +194,11 @@ class Session:
             return 1, "a GPU works on one"
         if num_ranks() > 1:
             return 1, "there are several processes"
-        if self.optimizer is not None and self.optimizer.steps_in_hooks:
-            return 1, "weights are stepped while gradients come"
-        if draws_dice(model) or self.rest.get("neftune_noise_alpha"):
+        if self.optimizer is not None and self.optimizer.in_turn:
+            return 1, self.optimizer.in_turn
+        if (self.rest.get("activation_checkpointing_kwargs") or {}).get("use_reentrant"):
+            return 1, "re-entrant recomputation cannot tell the gradients of threads apart"
+        if draws_dice(model):
             return 1, "training draws random numbers, whose order must not depend on threads"
         threads = torch.get_num_threads()
         number = most_lanes(model, threads)
@@ -182,12 +242,15 @@ class Session:
 
         loop = self.loop
         arguments = training_arguments(loop, self.rest, self.precision, self.folder, self.choices["gradient_checkpointing"])
+        arguments.mixed_precision = "fp8" if self.fp8.fp8 else arguments.mixed_precision
         wanted = [(CALLBACKS[name], options) for name, options in watchers.items() if CALLBACKS[name].wanted(options)]
         parts = [type(part.__name__, (part, TrainerCallback), {})(options, method.plots) for part, options in wanted]
 
         def save_beside(folder: Path) -> None:
             save_tokenizer(tokenizer, folder, template.jinja)
             save_stop_tokens(model, folder, template.stop_ids)
+            if self.adapter.takes_adapters:
+                save_positions(bare(model), folder, self.stretched)
             usual_modes(folder)
 
         try:  # an optimizer may need a package or a device
@@ -206,7 +269,8 @@ class Session:
             args=arguments,
             train_dataset=sets.train,
             eval_dataset=sets.eval,
-            callbacks=parts,
+            callbacks=[*parts, _after_steps(self.adapter)],
+            recipes=[recipe(self.fp8)] if self.fp8.fp8 else [],
         )
         trainer.remove_callback(PrinterCallback)
         for part in parts:
@@ -214,6 +278,7 @@ class Session:
         self.watchers = parts
         if loop.do_train:
             num_steps = self._num_steps(trainer)
+            self.adapter.begin(model, num_steps)
             if self.start is not None:
                 check_not_done(self.start, num_steps)
         return trainer
@@ -301,3 +366,17 @@ def _device(rest: Mapping[str, Any]) -> torch.device:
     if not torch.cuda.is_available() or rest.get("use_cpu"):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _after_steps(adapter: Adapter) -> Any:
+    """Tells the adapter of every step that weights have made."""
+    from transformers import TrainerCallback
+
+    class AfterSteps(TrainerCallback):
+        """Between the optimizer's step and the end of the gradients."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            """See `Adapter.after_step`."""
+            adapter.after_step(model, state.global_step + 1)
+
+    return AfterSteps()

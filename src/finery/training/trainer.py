@@ -18,7 +18,7 @@ from finery.data.rows.base import IGNORED, Row, Rows
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.methods.base import Loss, Method
-from finery.models.head import bare, teach
+from finery.models.head import Scores, bare, teach
 from finery.models.kernels.functions.mixed_linear import COPIES
 from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
 from finery.training.choices import Choices
@@ -26,6 +26,7 @@ from finery.training.clock import Clock, bound, flops_each, product_peak
 from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.optimizers.base import Optimizer, Setting
+from finery.training.reference import StartModel, reference_inputs
 from finery.training.sampler import StepSampler
 from finery.training.steps import Parts, tokens_of
 
@@ -61,6 +62,7 @@ class Trainer(transformers.Trainer):
         save_beside: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
+        self.recipes = kwargs.pop("recipes", [])  # of number formats, for accelerate
         super().__init__(**kwargs)
         self.method = method
         self.rows = rows
@@ -68,6 +70,8 @@ class Trainer(transformers.Trainer):
         self.choices = choices
         teach(bare(self.model))
         self.lanes = Lanes(self.model, choices["micro_batches_at_once"])  # type: ignore[arg-type]
+        measured = method.needs_reference and order is not None
+        self.reference = StartModel(self.model, self._scores) if measured else None  # type: ignore[arg-type]
         self.clock = Clock(self.args.device)
         self._flops_each = flops_each(bare(self.model))
         self._peak = 0.0  # of products, measured when it is first told
@@ -77,6 +81,10 @@ class Trainer(transformers.Trainer):
         self._sampler: StepSampler
         self.last_loss = float("nan")  # of the newest step, for whoever watches
         self.tokens_trained = 0
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        found = super()._build_accelerator_args(**kwargs)
+        return found | {"kwargs_handlers": [*found["kwargs_handlers"], *self.recipes]}
 
     # -- what a step holds
 
@@ -143,8 +151,12 @@ class Trainer(transformers.Trainer):
         """The step in micro-batches; a rank without rows still takes part in the exchange of gradients."""
         lanes = self._share_out(rows)
         last = lanes[-1][-1]
+        if self.reference is not None:
+            self.reference.prepare(lanes, self.lanes)
 
         def work(part: list[Row], is_first: bool) -> Tensor:
+            if self.optimizer_part is not None:
+                self.optimizer_part.ends_step = part is last
             with contextlib.nullcontext() if part is last else self.accelerator.no_sync(model=model):
                 loss = self._measure(model, part)
                 if is_first:
@@ -163,11 +175,12 @@ class Trainer(transformers.Trainer):
     def _take_less(self, rows: list[Row], said: str) -> None:
         """Halve the budget, or where a single row is too much, recompute activations; the step is then done again.
 
-        With several processes there is no way back: the others wait in the exchange of gradients.
+        With several processes there is no way back: the others wait in the exchange of gradients. Nor is there one where weights
+        have been stepped already.
         """
         longest = max(len(row.ids) for row in rows)
         step = self.state.global_step
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 or (self.optimizer_part is not None and self.optimizer_part.steps_in_hooks):
             advice = "set 'token_budget' lower, or 'gradient_checkpointing: true'"
             raise UserError(f"out of memory in step {step + 1} with micro-batches of {self.choices['token_budget']} tokens: {advice}")
         if sum(map(len, self._share_out(rows))) < len(rows):
@@ -182,15 +195,30 @@ class Trainer(transformers.Trainer):
             text = f"out of memory in step {step + 1} with a single row of {longest} tokens"
             raise UserError(f"{text}: a lower 'cutoff_len', 'bf16: true' or a smaller model would need less ({said[:200]})")
 
+    def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return self._prepare_inputs(self.rows.collate(rows, end_to_end=self.choices["packed_attention"]))  # type: ignore[return-value]
+
     def _measure(self, model: nn.Module, rows: Sequence[Row]) -> Loss:
-        batch = self._prepare_inputs(self.rows.collate(rows, end_to_end=self.choices["packed_attention"]))
+        batch = self._batch(rows)
+        if self.reference is not None and model.training:
+            batch["reference"] = self.reference.scores(rows)
         with self.compute_loss_context_manager():
-            return self.method.loss(model, batch)  # type: ignore[arg-type]
+            return self.method.loss(model, batch)
+
+    def _scores(self, rows: Sequence[Row]) -> Scores:
+        """What the model as it is now gives to the supervised tokens."""
+        with self.compute_loss_context_manager():
+            return self.model(**reference_inputs(self._batch(rows)))  # type: ignore[misc]
 
     def _total(self, weight: float) -> float:
         if self.args.world_size == 1:
             return weight
         return float(self.accelerator.reduce(torch.tensor(float(weight), device=self.args.device), "sum"))  # type: ignore[arg-type]
+
+    def _show_answering_weights(self) -> None:
+        """Schedule-free optimizers train other weights than those that answer; `training_step` goes back to the former."""
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()  # type: ignore[union-attr]
 
     # -- evaluation: a sum over all tokens, divided once
 
@@ -205,8 +233,7 @@ class Trainer(transformers.Trainer):
         """`<prefix>_loss` is the sum over all supervised tokens / their number, whatever the batches; NaN stays NaN."""
         model = self.model  # not the wrapper, whose exchange of buffers would wait for ranks with fewer batches
         model.eval()  # type: ignore[union-attr]
-        if callable(getattr(self.optimizer, "eval", None)):
-            self.optimizer.eval()  # type: ignore[union-attr]
+        self._show_answering_weights()
         total, weight = 0.0, 0.0
         for rows in dataloader:
             with torch.no_grad():
@@ -272,6 +299,7 @@ class Trainer(transformers.Trainer):
     # -- checkpoints: safetensors and JSON, nothing pickled
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self._show_answering_weights()
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
@@ -302,6 +330,7 @@ class Trainer(transformers.Trainer):
             decayed = frozenset(self.get_decay_parameter_names(chosen))
             setting = Setting(OptimizerNames(self.args.optim).value, kind, arguments, self.args.weight_decay, decayed)
             self.optimizer = self.optimizer_part.build(chosen, setting)
+            self.optimizer_part.join(self.accelerator)
         return super().create_optimizer(model)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finery.errors import UserError
 from finery.models.quantized import HELD
-from finery.options import Finding, OptionGroup
+from finery.options import CommaList, Finding, OptionGroup
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 _MOST_FIRST = 8
 """Layers that are enough to try things with, whatever kinds there are."""
+
+
+class AdapterOptions(OptionGroup):
+    additional_target: CommaList = ()
+    """Modules that are trained in full and saved with an adapter, such as embed_tokens."""
+    create_new_adapter: bool = False
+    """Merge all given adapters and start a fresh one, instead of going on with the last."""
+    freeze_trainable_layers: int = 2
+    """How many layers freeze trains: the last n, or the first n where the number is negative. With use_llama_pro: how many were added."""
+    use_llama_pro: bool = False
+    """Train only the layers that `finery expand` has added (LLaMA-Pro): whole with freeze, by adapters with lora."""
 
 
 class Adapter(ABC):
@@ -31,10 +42,13 @@ class Adapter(ABC):
     model_file = "model.safetensors"  # what a finished output folder holds
     config_file = "config.json"
 
+    shares: ClassVar[frozenset[str]] = frozenset()  # the keys of `AdapterOptions` that it reads
+
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, shared: AdapterOptions | None = None) -> None:
         self.options = options
+        self.shared = shared or AdapterOptions()
 
     @abstractmethod
     def apply(self, model: Any, folders: Sequence[Path] = (), new_tokens: range = range(0)) -> Any:
@@ -52,9 +66,24 @@ class Adapter(ABC):
         """Keys whose value follows from others: the value and why."""
         return {}
 
+    def continued(self, folders: Sequence[Path]) -> Mapping[str, tuple[Any, str]]:
+        """Keys whose value the adapters in `folders` settle: the value and why."""
+        return {}
+
+    def begin(self, model: Any, num_steps: int) -> None:
+        """Called before the first step of a run of so many."""
+        return
+
+    def after_step(self, model: Any, step: int) -> None:
+        """Called when weights were stepped for the `step`-th time (from 1 on), while their gradients are still there."""
+        return
+
     def check(self, run: Any) -> Iterator[Finding]:
-        """What does not fit together with other keys."""
-        yield from ()
+        """What does not fit together with other keys; a shared key that this part does not read asks for what will not be."""
+        for key in AdapterOptions.model_fields.keys() - self.shares:
+            if getattr(self.shared, key) != AdapterOptions.model_fields[key].default:
+                text = f"is not read with this 'finetuning_type', found {run.choices.finetuning_type!r}"
+                yield Finding(key, text, fatal=key == "use_llama_pro")
 
 
 def set_trainable(model: nn.Module, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from finery.errors import UserError, suggestion
 from finery.models.adapters.base import Adapter, layer_stack
+from finery.models.peft_adapter import expanded_layers
 from finery.options import CommaList, OptionGroup
 
 __all__ = ["Freeze"]
@@ -17,20 +18,19 @@ class Freeze(Adapter):
     """Trains the last or the first layers, whole or some modules of them, and modules outside the layers."""
 
     class Options(OptionGroup):
-        freeze_trainable_layers: int = 2
-        """How many layers are trained: the last n, or the first n where the number is negative."""
         freeze_trainable_modules: CommaList = ("all",)
         """Which modules of those layers are trained, by name; all of them by default."""
         freeze_extra_modules: CommaList = ()
         """Modules outside the layers to train as well, by name."""
 
     options: Options
+    shares = frozenset({"freeze_trainable_layers", "use_llama_pro"})
 
     def apply(self, model: Any, folders: Sequence[Path] = (), new_tokens: range = range(0)) -> Any:
         """Freeze all, then open what the keys name. Raises `UserError` for layers or modules that are not there."""
         model.requires_grad_(False)
         prefix, layers = layer_stack(model)
-        wanted = self._wanted(len(layers))
+        wanted = self._wanted(model, len(layers))
         inner = {part for name, _ in layers[0].named_parameters() for part in name.split(".")[:-1]}
         outer = {part for name, _ in model.named_parameters() if not name.startswith(prefix) for part in name.split(".")[:-1]}
         _all_known("freeze_trainable_modules", self.options.freeze_trainable_modules, inner | {"all"})
@@ -44,8 +44,10 @@ class Freeze(Adapter):
             parameter.requires_grad_(chosen)
         return model
 
-    def _wanted(self, num_layers: int) -> set[int]:
-        number = self.options.freeze_trainable_layers
+    def _wanted(self, model: Any, num_layers: int) -> set[int]:
+        number = self.shared.freeze_trainable_layers
+        if self.shared.use_llama_pro:
+            return set(expanded_layers(model, number))
         if not number or abs(number) > num_layers:
             raise UserError(
                 f"'freeze_trainable_layers' is {number}, but the model has {num_layers} layers; give 1 to {num_layers}, or negative"

@@ -1,5 +1,6 @@
 """The output head and its cross entropy on supervised tokens only, in chunks: memory grows with a chunk, not with the tokens."""
 
+from functools import partial
 from typing import Any
 
 from finery.models.kernels.base import Kernel, Patches
@@ -26,8 +27,8 @@ class HeadLoss(Kernel):
     def apply(self, model: Any, patches: Patches) -> int:
         """The model's forward gives the loss where it is asked with targets."""
         from finery.models.head import with_loss
-        from finery.models.kernels.functions.head_loss import Shape, chunked_loss
+        from finery.models.kernels.functions.head_loss import Shape, chunked_loss, chunked_scores
 
         shape = Shape(model.config)
-        patches.forward(model, with_loss(model, lambda *given: chunked_loss(shape, *given)))
+        patches.forward(model, with_loss(model, partial(chunked_loss, shape), partial(chunked_scores, shape)))
         return 1

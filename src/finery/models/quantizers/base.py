@@ -26,8 +26,6 @@ class QuantizationOptions(OptionGroup):
     def check(self, run: Any) -> Iterator[Finding]:
         """Bits that the method makes, its package, and an adapter that trains beside frozen weights."""
         bits, quantizer, method = self.quantization_bit, run.quantizer, run.choices.quantization_method
-        if self.quantization_device_map and run.loop.do_train:
-            yield Finding("quantization_device_map", "is for chat alone: training holds a model on one device; leave it out")
         if bits is None:
             return
         if bits not in quantizer.bits:
@@ -35,14 +33,18 @@ class QuantizationOptions(OptionGroup):
             yield Finding("quantization_bit", f"should be what 'quantization_method: {method}' makes ({makes}), found {bits}")
         elif quantizer.package and not have(quantizer.package):
             yield Finding("quantization_method", f"is {method!r}, which needs a package: {quantizer.install}")
-        if run.loop.do_train and not run.adapter.frozen_base:
-            yield Finding(
-                "quantization_bit", f"needs a 'finetuning_type' that leaves weights as they are, found {run.choices.finetuning_type!r}"
-            )
         if len(run.model.adapter_name_or_path) > 1 or (run.model.adapter_name_or_path and run.adapter.starts_anew):
             text = "leaves no weights that an adapter could be merged into: merge it first (finery export), or give a single adapter"
             yield Finding("quantization_bit", text)
         yield from quantizer.check(run)
+
+    def check_training(self, run: Any) -> Iterator[Finding]:
+        """What a run that trains needs besides: one device, and an adapter beside frozen weights."""
+        if self.quantization_device_map:
+            yield Finding("quantization_device_map", "is for chat alone: training holds a model on one device; leave it out")
+        if self.quantization_bit and not run.adapter.frozen_base:
+            found = f"found {run.choices.finetuning_type!r}"
+            yield Finding("quantization_bit", f"needs a 'finetuning_type' that leaves weights as they are, {found}")
 
 
 class Quantizer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finery.compat import have
+from finery.compat import have, num_ranks
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -43,10 +44,16 @@ class Optimizer(ABC):
     install: ClassVar[str] = ""  # how to get that
     trains_adapters = True  # makes sense for the small weights of adapters, too
     keeps_formats = False  # steps half-precision weights as they are: no fp32 copies are made
-    steps_in_hooks = False  # weights are stepped while gradients come, so that a step must be one micro-batch
+    in_turn = ""  # why micro-batches must be worked on one after the other; empty: they may be side by side
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.ends_step = False  # set by the loop: the gradients that come now are the last of a step
+
+    @property
+    def steps_in_hooks(self) -> bool:
+        """Whether weights are stepped while gradients come: no later look at all gradients can change the step."""
+        return False
 
     @property
     def is_on(self) -> bool:
@@ -56,6 +63,9 @@ class Optimizer(ABC):
     @abstractmethod
     def build(self, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
         """The optimizer of the trained weights of `model`."""
+
+    def join(self, accelerator: Any) -> None:  # noqa: B027
+        """Change how the loop treats gradients, where this optimizer needs it."""
 
     def check(self, run: Any) -> Iterator[Finding]:
         """Its package, one at a time, and no adapters where it is made for whole weights."""
@@ -70,8 +80,17 @@ class Optimizer(ABC):
             yield Finding(
                 self.switch, f"is made for whole weights: set 'finetuning_type' to full or freeze, found {run.choices.finetuning_type!r}"
             )
+        if self.in_turn and (run.loop.micro_batches_at_once or 1) > 1:
+            yield Finding(self.switch, f"needs 'micro_batches_at_once: 1': {self.in_turn}, found {run.loop.micro_batches_at_once}")
         yield from self.check_more(run)
 
     def check_more(self, run: Any) -> Iterator[Finding]:
         """What else does not fit together with other keys, where it is on."""
         yield from ()
+
+
+def has_many_processes() -> bool:
+    """Whether gradients come from several processes, or will when they are started."""
+    from finery.training.arguments import visible_devices
+
+    return num_ranks() > 1 or ("LOCAL_RANK" not in os.environ and visible_devices() > 1)
