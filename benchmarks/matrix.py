@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "pissa": {"pissa_init": True},
     "oft": {"finetuning_type": "oft"},
     "ia3": {"finetuning_type": "peft", "peft_type": "ia3"},
-    "vera": {"finetuning_type": "peft", "peft_type": "vera", "peft_config": {"r": 4, "target_modules": ["q_proj", "v_proj"]}},
+    "vera": {
+        "finetuning_type": "peft",
+        "peft_type": "vera",
+        "peft_config": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+        "learning_rate": 0.1,
+    },
     "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
     "full": {"finetuning_type": "full"},
 }
@@ -116,6 +122,7 @@ def life(given: dict[str, Any], whole: bool) -> str:
         log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
         losses = [line["loss"] for line in log if "loss" in line]
         done = "T" if losses[-1] < losses[0] else "t"
+        shutil.rmtree(FOLDER / "again", ignore_errors=True)
         again = given | {"output_dir": str(FOLDER / "again"), "resume_from_checkpoint": str(folder / "checkpoint-3")}
         resumed = weights(train(Run.from_dict(again, trains=True)))
         saved = weights(folder)
@@ -128,6 +135,30 @@ def life(given: dict[str, Any], whole: bool) -> str:
         return done
     except UserError as error:
         return f"refused: {str(error).removeprefix('Python: ').splitlines()[0]}"
+
+
+def pages(cells: list[dict[str, str]]) -> list[str]:
+    """The tables of docs/precision.md: three planes of the cells, and what was refused and why, each once."""
+    found = {(cell["weights"], cell["adapter"], cell["optimizer"]): cell["found"] for cell in cells}
+    planes = [
+        table(WEIGHTS, ADAPTERS, lambda row, column: found[row, column, "adamw_torch_fused"]),
+        table(OPTIMIZERS, ADAPTERS, lambda row, column: found["16 bits", column, row]),
+        table(OPTIMIZERS, WEIGHTS, lambda row, column: found[column, "lora", row]),
+    ]
+    why: dict[str, int] = {}
+    for cell in cells:
+        if cell["found"].startswith("refused: "):
+            reason = cell["found"].removeprefix("refused: ")
+            why[reason] = why.get(reason, 0) + 1
+    return [*planes, "\n".join(f"- {count}: {reason}" for reason, count in sorted(why.items(), key=lambda pair: -pair[1]))]
+
+
+def table(rows: Iterable[str], columns: Iterable[str], cell: Callable[[str, str], str]) -> str:
+    """One plane; a dash is a refusal."""
+    head = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(list(columns))}"]
+    return "\n".join(
+        [*head, *(f"| {row} | {' | '.join('–' if ' ' in (found := cell(row, c)) else found for c in columns)} |" for row in rows)]
+    )
 
 
 def main() -> None:
@@ -153,6 +184,8 @@ def main() -> None:
                 cells.append({"weights": held, "adapter": adapter, "optimizer": optimizer, "found": found})
                 print(f"{held:10} {adapter:7} {optimizer:20} {found}", flush=True)
             save(args.result, {"cells": cells})
+    if len(cells) == len(WEIGHTS) * len(ADAPTERS) * len(OPTIMIZERS):
+        print("\n\n".join(pages(cells)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from conftest import build_model
 from watched import Bench, Case, Outcome, losses, says
 
 FULL = {"finetuning_type": "full", "max_steps": 3, "learning_rate": 0.01}
@@ -72,9 +73,11 @@ def loraplus_lr_embedding(bench: Bench) -> None:
     from transformers import AutoModelForCausalLM
 
     wanted = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM")
-    made = get_peft_model(AutoModelForCausalLM.from_pretrained(str(bench.tiny_model)), wanted)
-    made.save_pretrained(str(bench.tmp_path / "made"))
-    base = {"adapter_name_or_path": str(bench.tmp_path / "made"), "loraplus_lr_ratio": 4}
+    untied = str(build_model(bench.tmp_path / "untied", tie_word_embeddings=False))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(untied), wanted).save_pretrained(
+        str(bench.tmp_path / "made"), save_embedding_layers=False
+    )
+    base = {"model_name_or_path": untied, "adapter_name_or_path": str(bench.tmp_path / "made"), "loraplus_lr_ratio": 4}
     slow, fast = (
         {name: tensor.abs().sum() for name, tensor in bench.train(**base, **more).weights().items() if "embedding_B" in name}
         for more in ({}, {"loraplus_lr_embedding": 0.01})

@@ -100,7 +100,7 @@ def write_texts(path: Path, texts: Sequence[str], **entry: Any) -> dict[str, Any
 def preparation(rows: Rows, **changes: Any) -> Preparation:
     """What `load_sets` needs beside options, for rows of letters."""
     given: dict[str, Any] = {
-        "method": SFT(SFT.Options()) if rows.answers else PT(PT.Options()),
+        "method": SFT(SFT.Options.model_validate({})) if rows.answers else PT(PT.Options()),
         "key": "letters",
         "seed": 7,
         "download": {},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import keys_of_adapters
 import keys_of_data
 import keys_of_losses
 import keys_of_optimizers
@@ -72,7 +73,7 @@ SAVES = EACH_STEP | {"max_steps": 3}
 ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 EPOCHS = keys_of_data.EPOCH
 
-FROM_OTHERS = keys_of_data.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
+FROM_OTHERS = keys_of_data.TRAINED | keys_of_adapters.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
 TRAINED: dict[str, Case] = FROM_OTHERS | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
@@ -349,6 +350,7 @@ NAMED: tuple[Any, ...] = (
 
 OTHERS: dict[str, Callable[[Bench], None]] = (
     keys_of_data.OTHERS
+    | keys_of_adapters.OTHERS
     | keys_of_losses.OTHERS
     | keys_of_optimizers.OTHERS
     | keys_of_precision.OTHERS

@@ -104,7 +104,7 @@ def test_training_leaves_out_what_the_check_says(tmp_path: Path) -> None:
     sets.stop()
     check = Data()
     options = DataOptions.model_validate({"dataset": list(entries), "dataset_dir": entries})
-    findings = list(check.look(options, {}, SFT(SFT.Options())))
+    findings = list(check.look(options, {}, SFT(SFT.Options.model_validate({}))))
     for name, checked in zip(entries, check.checked, strict=True):
         case, line = cases[name]["name"], trained[name]
         assert (checked.num_rows, checked.num_used) == (line["seen"], line["used"]), case

@@ -49,7 +49,7 @@ def look(entries: dict[str, Any], **options: Any) -> list[str]:
 
 def findings(entries: dict[str, Any], check: Data | None = None, **options: Any) -> list[Finding]:
     given = DataOptions.model_validate({"dataset": list(entries), "dataset_dir": entries, **options})
-    return list((check or Data()).look(given, {}, SFT(SFT.Options())))
+    return list((check or Data()).look(given, {}, SFT(SFT.Options.model_validate({}))))
 
 
 def test_every_data_set_is_looked_at_though_others_cannot_be_read() -> None:

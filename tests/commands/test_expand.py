@@ -53,7 +53,7 @@ def test_layers_of_several_kinds_keep_theirs() -> None:
     from finery.models.expansion import expand
 
     kinds = ["full_attention", "sliding_attention"] * 2
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_attention_heads": 2,
@@ -62,14 +62,14 @@ def test_layers_of_several_kinds_keep_theirs() -> None:
         "vocab_size": 128,
     }
     config = Qwen3Config(**sizes, num_hidden_layers=4, layer_types=kinds, use_sliding_window=True, sliding_window=3, max_window_layers=1)
-    model = Qwen3ForCausalLM(config).eval()
+    model: Any = Qwen3ForCausalLM(config).eval()
     with torch.no_grad():
         before = model(IDS).logits
         expand(model, 4)
         assert torch.equal(model(IDS, use_cache=False).logits, before)
     assert model.config.layer_types == [kind for kind in kinds for _ in range(2)]
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(8))
-    greedy = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    greedy: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(IDS, **greedy, use_cache=True), model.generate(IDS, **greedy, use_cache=False))
 
 

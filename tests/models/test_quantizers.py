@@ -67,7 +67,7 @@ def test_quanto_in_fewer_bits(wide_model: Path, bits: int) -> None:
 @pytest.mark.parametrize(("method", "bits"), ON_CPU)
 def test_fused_products_are_those_of_the_quantizer(wide_model: Path, method: str, bits: int) -> None:
     """Losses and gradients of adapters, by peft beside the quantizer's own layers, and by the kernel where it serves."""
-    model = LoRA(LoRA.Options()).apply(load(wide_model, method, bits))
+    model = LoRA(LoRA.Options.model_validate({})).apply(load(wide_model, method, bits))
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -192,7 +192,13 @@ def test_a_model_that_comes_in_mxfp4_is_widened(tmp_path: Path) -> None:
     """gpt-oss: experts in blocks of 32 numbers of 4 bits with a shared power of two; by the format's own table."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    small = {"num_hidden_layers": 1, "num_local_experts": 2, "num_experts_per_tok": 1, "hidden_size": 64, "intermediate_size": 32}
+    small: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "hidden_size": 64,
+        "intermediate_size": 32,
+    }
     config = GptOssConfig(vocab_size=60, head_dim=16, num_attention_heads=4, num_key_value_heads=2, **small)
     GptOssForCausalLM(config).save_pretrained(str(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")

@@ -48,6 +48,9 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 
+ONE_SITTING = {"adalora"}
+"""A checkpoint holds the ranks that are left, and no longer fits an adapter with all of them."""
+
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
@@ -72,6 +75,8 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n_butterfly_factor")  # BOFT serves without
+@pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape")  # AdaLoRA may leave a layer no rank at all
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # of AdaLoRA are names of weights
 @pytest.mark.parametrize("name", RUNS)
 def test_trains_goes_on_comes_back_and_merges(name: str, keys: Keys, tiny_model: Path, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -80,16 +85,29 @@ def test_trains_goes_on_comes_back_and_merges(name: str, keys: Keys, tiny_model:
     folder = train(Run.from_dict(names))
     whole = losses(folder)
     assert whole[-1] < whole[0]
-    again = train(Run.from_dict({**names, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(folder / "checkpoint-2")}))
-    assert losses(again) == pytest.approx(whole[2:], abs=2e-6)
-    for key, weight in adapter(folder).items():
-        assert torch.allclose(adapter(again)[key], weight, atol=1e-6), key
+    if name not in ONE_SITTING:
+        again = train(
+            Run.from_dict({**names, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(folder / "checkpoint-2")})
+        )
+        assert losses(again) == pytest.approx(whole[2:], abs=2e-6)
+        for key, weight in adapter(folder).items():
+            assert torch.allclose(adapter(again)[key], weight, atol=1e-6), key
     wanted = logits(PeftModel.from_pretrained(plain(tiny_model), str(folder)))  # on the base as it came
     assert not torch.allclose(wanted, logits(plain(tiny_model)), atol=1e-3)
     merged = export(Run.from_dict(names))
     assert torch.allclose(logits(plain(merged)), wanted, atol=1e-5)
     engine, _ = open_engine(Run.from_dict(names))
     assert torch.allclose(logits(engine.model), wanted, atol=1e-5)  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape")
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # of AdaLoRA are names of weights
+def test_adalora_does_not_go_on_from_a_checkpoint_and_says_so(keys: Keys, tmp_path: Path) -> None:
+    names = scaled(keys, "adalora")
+    folder = train(Run.from_dict(names))
+    more = {**names, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(folder / "checkpoint-2")}
+    with pytest.raises(UserError, match="does not fit this run's settings"):
+        train(Run.from_dict(more))
 
 
 @pytest.mark.parametrize("name", ["pissa", "oft", "loha"])
@@ -155,7 +173,13 @@ def test_targets_by_a_regular_expression(tiny_model: Path) -> None:
 def test_fused_experts_are_told_and_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+    }
     model = MixtralForCausalLM(MixtralConfig(**sizes, num_hidden_layers=1, num_local_experts=2))
     part = ADAPTERS["lora"]
     part(part.Options()).apply(model)

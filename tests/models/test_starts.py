@@ -36,7 +36,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def test_pissa_from_another_start(tiny_model: Path, tmp_path: Path) -> None:
     """A checkpoint whose main parts came out otherwise is gone on with as it is: the base gives back this start and gives up that one."""
-    first, other = (LoRA(LoRA.Options(pissa_init=True, pissa_iter=iterations)) for iterations in (-1, 0))
+    first, other = (LoRA(LoRA.Options.model_validate({"pissa_init": True, "pissa_iter": iterations})) for iterations in (-1, 0))
     model = first.apply(load_model(tiny_model, torch.float32, False)).eval()
     for _, layer, name in lora_layers(model):
         layer.lora_A[name].weight.data *= 1.3

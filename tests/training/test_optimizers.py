@@ -1,4 +1,4 @@
-"""Optimizers: each against its package's own use, trained, resumed, and every name that `optim` takes."""
+"""Optimizers: each against its package's own use, trained, resumed, and what each refuses."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers.training_args import OptimizerNames
 
 from conftest import build_model
 from finery.errors import UserError
@@ -224,8 +223,11 @@ def weights(run: Outcome) -> dict[str, torch.Tensor]:
     return run.weights("model.safetensors" if "model.safetensors" in run.files else "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.filterwarnings("ignore:Trying to unpickle:UserWarning")
+AT_ONCE = ("galore layerwise", "apollo layerwise", "badam", "adam_mini", "muon on adapters")
+"""Those that are tried every time; `make soak` tries all."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in AT_ONCE else [pytest.mark.slow]) for name in RUNS])
 def test_learns_and_goes_on_where_it_stopped(name: str, bench: Bench) -> None:
     how = FULL | {"save_strategy": "steps", "save_steps": 17, "lr_scheduler_type": "linear"} | RUNS[name]
     whole = bench.train(**how)
@@ -237,7 +239,7 @@ def test_learns_and_goes_on_where_it_stopped(name: str, bench: Bench) -> None:
     assert same(weights(whole), weights(rest))
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_8bit", "adamw_torch_4bit", "adamw_8bit"])
+@pytest.mark.parametrize("optim", ["adamw_torch_8bit", pytest.param("adamw_torch_4bit", marks=pytest.mark.slow), "adamw_8bit"])
 def test_a_state_of_few_bits_is_saved_and_read(optim: str, bench: Bench, tmp_path: Path) -> None:
     """Weights of fewer than 4096 entries have a state of 32 bits, so the usual tiny model would show nothing."""
     wide = build_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
@@ -313,7 +315,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (GALORE | {"optim": "sgd"}, "'use_galore' needs 'optim' to be one of adamw_torch, adamw_torch_fused, adafactor"),
     (GALORE | {"optim": "adamw_8bit"}, "'use_galore' with 'optim: adamw_8bit' needs a GPU"),
     (GALORE | {"galore_target": "nothing"}, "'galore_target' names no linear layer that is trained; this model has: down_proj"),
-    (GALORE | {"galore_proj_type": "reverse_std", "galore_rank": 64}, "'galore_proj_type: reverse_std' needs a lower 'galore_rank' than 64"),
+    (
+        GALORE | {"galore_proj_type": "reverse_std", "galore_rank": 64},
+        "'galore_proj_type: reverse_std' needs a lower 'galore_rank' than 64",
+    ),
     (LAYERWISE | {"gradient_accumulation_steps": 2}, "'galore_layerwise' needs 'gradient_accumulation_steps: 1', found 2"),
     (LAYERWISE | {"micro_batches_at_once": 2}, "'use_galore' needs 'micro_batches_at_once: 1'"),
     (LAYERWISE | {"fp16": True}, "'galore_layerwise' steps weights before 'fp16' can scale gradients back"),
@@ -354,38 +359,3 @@ def test_a_missing_package_is_named(name: str, bench: Bench) -> None:
 
 def test_half_precision_is_advised(bench: Bench) -> None:
     assert "'use_galore' saves most memory with 'pure_bf16: true'" in bench.train(**GALORE, max_steps=1).said
-
-
-# ------------------------------------------------------------------ every name that `optim` takes
-
-REFUSED = {
-    "adamw_torch_xla": "torch_xla",
-    "adamw_torch_npu_fused": "torch_npu",
-    "adamw_anyprecision": "Please install https://github.com/pytorch/torchdistx",
-    "lomo": "'galore_layerwise: true' does not mind",
-    "adalomo": "'galore_layerwise: true' does not mind",
-    **{name.value: "set 'use_galore: true'" for name in OptimizerNames if name.value.startswith("galore_")},
-    **{name.value: "set 'use_apollo: true'" for name in OptimizerNames if name.value.startswith("apollo_")},
-}
-"""What cannot run here, and what the run says that names the package, the device or the key that serves."""
-RATES = {"sgd": 1.0, "adagrad": 0.03, "schedule_free_sgd": 5.0, "lion_32bit": 1e-3, "lion_8bit": 1e-3}
-
-
-ALIKE = ("paged_", "rmsprop_bnb_", "adamw_bnb_8bit", "ademamix_8bit", "lion_8bit")
-"""On a CPU these are others again, or differ as others do."""
-NAMES = [pytest.param(n.value, marks=[pytest.mark.slow] if n.value.startswith(ALIKE) else []) for n in OptimizerNames]
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast:FutureWarning", "ignore:CUDA is not available:UserWarning")
-@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
-def test_every_name_trains_or_says_what_it_needs(name: str, bench: Bench) -> None:
-    with torch.compiler.set_stance("force_eager"):  # torchao compiles its steps, which takes half a minute
-        run = bench.train(**FULL | {"optim": name, "learning_rate": RATES.get(name, 0.01)})
-    if name in REFUSED:
-        assert len(run.complaint.splitlines()) == 1
-        assert REFUSED[name] in run.complaint and "optim" in run.complaint
-    else:
-        found = losses(run)
-        assert not run.complaint and len(found) == 20
-        assert sum(found[-3:]) < sum(found[:3])

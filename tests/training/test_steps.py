@@ -71,7 +71,7 @@ def build(tiny_model: Path, tmp_path: Path) -> Build:
             **changes,
         )  # fmt: skip
         return Trainer(
-            method=SFT(SFT.Options()),
+            method=SFT(SFT.Options.model_validate({})),
             rows=Chat(None, RowOptions(cutoff_len=64)),  # type: ignore[arg-type]  # collates, and encodes nothing here
             step_size=step_size,
             choices=Choices({**pinned, "token_budget": budget, "micro_batches_at_once": at_once}),

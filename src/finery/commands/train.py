@@ -42,7 +42,7 @@ def train(run: Run) -> Path:
         leave_out_others(found.base, run.quantizing)
     from transformers import set_seed
 
-    tokenizer = load_tokenizer(found.base, run.model.trust_remote_code)
+    tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     own, num_known = own_template(tokenizer), len(tokenizer)
     template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)

@@ -268,7 +268,7 @@ def fit_vocabulary(
             )
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     if new:
-        start_rows(model, tokenizer, new, asked)
+        start_rows(model, tokenizer, new, max(new.stop, num_rows), asked)
     return new
 
 

@@ -75,10 +75,11 @@ def give_tokens(tokenizer: Any, options: TokenOptions) -> None:
         log.info("%d %s added%s", len(fresh), kind, f"; known before: {', '.join(known)}" if known else "")
 
 
-def start_rows(model: Any, tokenizer: Any, new: range, options: TokenOptions | None) -> None:
+def start_rows(model: Any, tokenizer: Any, new: range, made_from: int, options: TokenOptions | None) -> None:
     """New rows start as the mean of the old ones, with a little noise so that they can part; what fills up to 64 is the mean itself.
 
-    Rows of described tokens start as `init_special_tokens` says.
+    Rows from `made_from` on are such a filling; those that the model has to spare before it stay as they are. Rows of described tokens
+    start as `init_special_tokens` says.
     """
     import torch
 
@@ -87,7 +88,7 @@ def start_rows(model: Any, tokenizer: Any, new: range, options: TokenOptions | N
         weight = layer.weight.data
         mean = weight[: new.start].float().mean(0)
         noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
-        weight[new.start :] = mean.to(weight.dtype)
+        weight[made_from:] = mean.to(weight.dtype)
         weight[new.start : new.stop] = (mean + noise.to(mean.device)).to(weight.dtype)
         if options is not None and options.init_special_tokens != "noise_init":
             _describe(weight, tokenizer, new, options)

@@ -65,7 +65,7 @@ class PeftAdapter(Adapter):
         config = self.config(merged, new_tokens)
         try:
             return saves_lean(get_peft_model(merged, config))
-        except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, RuntimeError) as error:
+        except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, RuntimeError, ImportError) as error:
             raise UserError(f"this adapter does not fit this model and these settings: {' '.join(str(error).split())[:300]}") from None
 
     def merge(self, model: Any, folders: Sequence[Path]) -> Any:

@@ -99,7 +99,7 @@ class _Trial:
             loss, gradient = self.measure(how)
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
             return f"a trial of the first layers failed: {' '.join(str(error).split())[:200]}"
-        half = self.autocast is not None or gradient.dtype.itemsize == 2
+        half = self.autocast is not None or any(weight.dtype.itemsize == 2 for weight in self.base.parameters())
         if abs(loss - plain[0]) > (1e-2 if half else 1e-4) * max(abs(plain[0]), 1e-6):
             return f"a trial of the first layers gave a loss of {loss:.5g}, not {plain[0]:.5g} as row by row"
         apart = float((gradient - plain[1]).norm() / max(float(plain[1].norm()), 1e-9))

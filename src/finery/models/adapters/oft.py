@@ -1,11 +1,12 @@
 """OFT: rotations of the weights' inputs, block by block."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
 from finery.models.peft_adapter import PeftAdapter, any_transposed, targets
-from finery.options import CommaList, OptionGroup
+from finery.options import CommaList, Finding, OptionGroup
 
 __all__ = ["OFT"]
 
@@ -23,9 +24,15 @@ class OFT(PeftAdapter):
         oft_target: CommaList = Field(("all",), min_length=1)
         """Which linear layers are rotated: names, or one regular expression for whole paths; all of them but the head by default."""
         module_dropout: float = Field(0.0, ge=0, lt=1)
-        """How often a block is left out in training."""
+        """How often a block is left out in training. Said to have no effect: peft 0.21 builds it and does not apply it."""
 
     options: Options
+
+    def check(self, run: Any) -> Iterator[Finding]:
+        """peft 0.21.2 makes a dropout of every rotation and never calls it."""
+        yield from super().check(run)
+        if self.options.module_dropout:
+            yield Finding("module_dropout", "has no effect: peft 0.21 builds OFT's dropout and does not apply it", fatal=False)
 
     def config(self, model: Any, new_tokens: range) -> Any:
         """As the keys say; new tokens' rows are no rotations, and are trained where `additional_target` names their modules."""

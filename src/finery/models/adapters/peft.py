@@ -16,6 +16,10 @@ __all__ = ["Peft"]
 
 OURS = frozenset({"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version"})
 """What the run settles by itself."""
+NO_LINEAR_LAYERS = frozenset({"ln_tuning"})
+"""Methods that train other modules, which peft knows for each family of models."""
+BEGIN_AT_THE_MODEL: dict[str, dict[str, Any]] = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": True}}
+"""Methods that would otherwise begin with another model than the one that is given, and what keeps them from it."""
 
 
 class Peft(PeftAdapter):
@@ -41,16 +45,17 @@ class Peft(PeftAdapter):
 
     def config(self, model: Any, new_tokens: range) -> Any:
         """peft's own config; layers are all linear ones where the method needs some and none are named."""
-        kind = weight_methods()[self.options.peft_type.lower()]
+        name = self.options.peft_type.lower()
+        kind = weight_methods()[name]
         known = {field.name for field in fields(kind)}
-        given = dict(self.options.peft_config)
-        if "target_modules" in known:
+        given = {key: value for key, value in BEGIN_AT_THE_MODEL.get(name, {}).items() if key in known} | self.options.peft_config
+        if "target_modules" in known and (name not in NO_LINEAR_LAYERS or given.get("target_modules")):
             named = given.get("target_modules") or "all"
             asked = [named] if isinstance(named, str) else list(named)
             given["target_modules"] = targets(model, "peft_config", ["all"] if asked == ["all-linear"] else asked)
         if "feedforward_modules" in known and "feedforward_modules" not in given:
             inner = ("down_proj", "fc2", "w2")  # the layers after an activation, as families of models call them
-            given["feedforward_modules"] = [name for name in given["target_modules"] if name.rpartition(".")[2] in inner]
+            given["feedforward_modules"] = [path for path in given["target_modules"] if path.rpartition(".")[2] in inner]
         if "fan_in_fan_out" in known and any_transposed(model, given.get("target_modules", ())):
             given["fan_in_fan_out"] = True
         if "modules_to_save" in known and self.shared.additional_target:

@@ -19,7 +19,7 @@ __all__ = ["Apollo"]
 
 
 class Apollo(LowRank):
-    """AdamW of apollo-torch: its state holds projected gradients alone, as little as SGD's."""
+    """AdamW of apollo-torch: its state holds projected gradients, which take a part of the memory."""
 
     switch = "use_apollo"
     word = "apollo"
