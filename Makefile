@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+JOBS ?= 2
 MARKS ?= not slow and not gpu and not network
 ARGS ?=
 
@@ -37,8 +38,8 @@ venv: .venv/.dev ## install finery with the tools for development into .venv
 demo: .venv/.core ## the main job: teach the small demo model something and ask it
 	@$(BIN)/finery demo
 
-test: .venv/.dev ## run the tests, offline (ARGS="-k dpo" picks, MARKS="gpu" selects by mark)
-	@$(BIN)/python -m pytest -m "$(MARKS)" $(ARGS)
+test: .venv/.dev ## run the tests, offline (ARGS="-k dpo" picks, MARKS="gpu" selects by mark, JOBS=4 at a time)
+	@$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS) --dist worksteal $(ARGS)
 
 soak: .venv/.dev ## run the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -158,6 +158,24 @@ def test_a_model_that_comes_in_bnb(keys: Callable[..., Any], wide_model: Path, t
     assert not list(held_layers(plain)) and torch.equal(plain.get_submodule(name).weight, widened[name])
 
 
+def test_a_model_that_comes_in_hqq(keys: Callable[..., Any], wide_model: Path, tmp_path: Path) -> None:
+    """As transformers 4 saved such models; it answers as it was packed, trains an adapter, and is merged into its widened weights."""
+    folder = with_method(wide_model, tmp_path / "three", quant_method="hqq")
+    packed = load(wide_model, "hqq", 3)
+    state = {
+        name: weight.contiguous() for name, weight in packed.state_dict().items() if torch.is_tensor(weight) and name != "lm_head.weight"
+    }
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.arange(5, 29)[None]
+    again = load_model(folder, torch.float32, False)
+    with torch.no_grad():
+        assert len(list(held_layers(again))) == 14 and torch.equal(again(input_ids=ids).logits, packed.eval()(input_ids=ids).logits)
+    given = keys(model_name_or_path=str(folder), do_sample=False, max_new_tokens=4)
+    train(Run.from_dict(given, trains=True))
+    assert isinstance(answer(Run.from_dict(given), [{"role": "user", "content": "Hello"}]), str)
+    assert (export(Run.from_dict(given)) / "model.safetensors").exists()
+
+
 def as_fp8(source: Path, folder: Path) -> Path:
     """A model with its linear layers in blocks of fp8, as DeepSeek's come."""
     weights = load_file(source / "model.safetensors")
@@ -241,7 +259,7 @@ def with_method(source: Path, folder: Path, **config: Any) -> Path:
         ({"quant_method": "gptq", "bits": 4}, "'gptqmodel' is not installed (the model comes quantised by GPTQ)"),
         ({"quant_method": "awq", "bits": 4}, "'gptqmodel' is not installed (the model comes quantised by AWQ)"),
         ({"quant_method": "aqlm"}, "'aqlm' is not installed (the model comes quantised by AQLM)"),
-        ({"quant_method": "hqq"}, "give the plain model, with 'quantization_method: hqq'"),
+        ({"quant_method": "hqq"}, "but holds no layers of hqq in safetensors files"),
         ({"quant_method": "spqr"}, "comes quantised by 'spqr', which is not read here"),
     ],
     ids=lambda value: value["quant_method"] if isinstance(value, dict) else "",

@@ -193,6 +193,10 @@ def load_model(
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(way.arguments if way else {})}
     if change:
         how["config"] = _config(folder, trust_remote_code, change)
+    if way and way.bits is None:
+        model = way.quantizer.read(folder, how.get("config") or _config(folder, trust_remote_code, None), dtype, device)
+        if model is not None:
+            return settle(model, way, dtype, device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

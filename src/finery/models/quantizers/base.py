@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -70,6 +71,10 @@ class Quantizer:
     def opening(self, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """What `from_pretrained` is told of a model that comes quantised; `config` is the quantization_config in its config.json."""
         return {}
+
+    def read(self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+        """The model in `folder`, which comes quantised, where transformers has no way to it; nothing where it has."""
+        return None
 
     def finish(self, model: Any, bits: int | None, dtype: torch.dtype, device: torch.device) -> Any:
         """The loaded model, with what is left to be done; `bits` is None where it came quantised."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
+from torch import nn
+
+from finery.compat import need
 from finery.errors import UserError
 from finery.models.adapters.base import module_names
 from finery.models.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["HQQ"]
 
@@ -31,14 +36,41 @@ class HQQ(Quantizer):
     loads_packed = False
 
     def opening(self, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """Such a model is refused with what to do: transformers 5.23 cannot read its layers."""
-        raise UserError("the model comes quantised by hqq, which cannot be read: give the plain model, with 'quantization_method: hqq'")
+        """Its package must be there."""
+        need("hqq", "the model comes quantised by hqq")
+        return {}
+
+    def read(self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+        """A model as transformers 4 saved it: what hqq's layers hold lies under their names in the safetensors files."""
+        from hqq.core.quantize import HQQLinear
+        from transformers import AutoModelForCausalLM
+
+        weights = {name: weight for path in sorted(folder.glob("*.safetensors")) for name, weight in load_file(path).items()}
+        paths = sorted(name.removesuffix(".W_q") for name in weights if name.endswith(".W_q"))
+        if not paths:
+            raise UserError(f"{folder} says that it comes quantised by hqq, but holds no layers of hqq in safetensors files")
+        config.__dict__.pop("quantization_config", None)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        for path in paths:
+            packed = HQQLinear(None, None, compute_dtype=dtype, device=str(device), initialize=False)  # type: ignore[arg-type]
+            part = {name.removeprefix(f"{path}."): weights.pop(name) for name in list(weights) if name.startswith(f"{path}.")}
+            packed.load_state_dict(part | {"W_q": nn.Parameter(part["W_q"], requires_grad=False)})
+            packed.meta["compute_dtype"] = packed.compute_dtype = dtype  # type: ignore[index]
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, packed)
+        found = model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, strict=False)
+        model.tie_weights()
+        lacking = [name for name in found.missing_keys if not any(name.startswith(f"{path}.") for path in paths)]
+        if [name for name in lacking if name not in (model._tied_weights_keys or ())]:
+            raise UserError(f"{folder} holds no weights for {lacking[0]}")
+        return model.to(device).eval()
 
     def finish(self, model: Any, bits: int | None, dtype: torch.dtype, device: torch.device) -> Any:
         """Layer after layer is packed and its plain weights let go."""
         from hqq.core.quantize import HQQLinear, hqq_base_quant_config
 
-        assert bits is not None  # `opening` has refused models that come so
+        if bits is None:
+            return model  # it came so
         names = [path for paths in module_names(model).values() for path in paths]
         for path in names:
             layer = model.get_submodule(path)
