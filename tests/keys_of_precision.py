@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from conftest import build_model
 from finery.models.quantized import held_layers
@@ -64,5 +65,17 @@ def quantization_device_map(bench: Bench) -> None:
     assert [way.arguments["device_map"] for way in asked] == ["auto", {"": torch.device("cpu")}]
 
 
-NAMED = (quantization_bit, quantization_method, quantization_type, double_quantization, quantization_device_map)
+def stochastic_rounding(bench: Bench) -> None:
+    """Steps far below a weight's last digit: nearest rounding loses them all, chance makes some, in the direction of the gradient."""
+    base = {"pure_bf16": True, "finetuning_type": "full", "learning_rate": 2e-6, "max_steps": 4, "lr_scheduler_type": "constant"}
+    start = load_file(bench.tiny_model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].to(torch.bfloat16)
+    moved = []
+    for changes in ({}, {"stochastic_rounding": True}):
+        after = bench.train(**base, **changes).weights("model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+        moved.append(float((after != start).float().mean()))
+    assert moved[0] < 0.3 < 2 * moved[0] + 0.3 and moved[1] > moved[0] + 0.02
+    assert "set 'pure_bf16: true'" in bench.train(stochastic_rounding=True).complaint
+
+
+NAMED = (stochastic_rounding, quantization_bit, quantization_method, quantization_type, double_quantization, quantization_device_map)
 OTHERS = {case.__name__: case for case in NAMED}
