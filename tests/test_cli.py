@@ -141,8 +141,8 @@ def test_unknown_keys_can_be_allowed(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_keys_of_other_parts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    Run.read(["model_name_or_path=a/b", "freeze_trainable_layers=3"])
-    assert "'freeze_trainable_layers' belongs to adapter 'freeze', which this run does not use" in capsys.readouterr().err
+    Run.read(["model_name_or_path=a/b", "freeze_trainable_modules=mlp"])
+    assert "'freeze_trainable_modules' belongs to adapter 'freeze', which this run does not use" in capsys.readouterr().err
 
 
 def test_training_needs_something_to_do(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

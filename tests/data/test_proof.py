@@ -20,6 +20,7 @@ from finery.data.rows.base import IGNORED, Encoded, Row, RowOptions
 from finery.data.sample import Message, Sample
 from finery.data.slots import Slots
 from finery.data.template import Template, TemplateOptions, Turn, load_template, template_names
+from finery.models.new_tokens import TokenOptions
 
 TALK = Sample((Message("user", "One?"), Message("assistant", "First."), Message("user", "Two?"), Message("assistant", "Second.")))
 TOOLS = json.dumps([{"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}])
@@ -39,10 +40,9 @@ def proof_of(tokenizer: Any, mask_history: bool = False, train_on_prompt: bool =
     """The proof as a run prepares it: with what is saved and loaded again."""
     chosen = TemplateOptions.model_validate(options)
     run = SimpleNamespace(
-        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"),
-        template=chosen,
+        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"), tokens=TokenOptions(), template=chosen,
         rows=RowOptions(cutoff_len=64, mask_history=mask_history, train_on_prompt=train_on_prompt),
-    )
+    )  # fmt: skip
     proof, faults = prepared(run, load_template(chosen, tokenizer, mask_history=mask_history), Path())
     assert faults == []
     return proof

@@ -20,6 +20,7 @@ from finery.data.proof import Proof
 from finery.data.rows.base import RowOptions
 from finery.data.sample import Sample
 from finery.data.template import TemplateOptions, load_template
+from finery.models.new_tokens import TokenOptions
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "soak" / "vendor_templates.json"
@@ -44,7 +45,10 @@ def proof_of(tokenizer: Any, **options: Any) -> Proof:
     """The proof as a run prepares it."""
     chosen = TemplateOptions.model_validate(options)
     run = SimpleNamespace(
-        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"), template=chosen, rows=RowOptions(cutoff_len=64)
+        model=SimpleNamespace(trust_remote_code=False, model_name_or_path="x"),
+        tokens=TokenOptions(),
+        template=chosen,
+        rows=RowOptions(cutoff_len=64),
     )
     proof, faults = prepared(run, load_template(chosen, tokenizer), Path())
     assert faults == []

@@ -60,7 +60,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
     [
         ({"lora_rank": 3}, "does not fit this run's settings"),
         ({"finetuning_type": "full"}, "does not fit this run's settings"),
-        ({"optim": "adamw_bnb_8bit"}, "'optim: adamw_bnb_8bit' cannot be used"),
+        ({"optim": "adamw_bnb_8bit"}, "it is that of torch's AdamW, and this run's is bitsandbytes's AdamW"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit"),
         ({"max_steps": 0}, "'max_steps' should be 1 or more"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 100}, "leaves no step"),

@@ -76,6 +76,7 @@ def build(tiny_model: Path, tmp_path: Path) -> Build:
             step_size=step_size,
             choices=Choices({**pinned, "token_budget": budget, "micro_batches_at_once": at_once}),
             order=Sequential(len(units)),
+            optimizer_part=None,
             save_beside=lambda folder: None,
             model=AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32),
             args=arguments,

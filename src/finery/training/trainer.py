@@ -309,7 +309,7 @@ class Trainer(transformers.Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
-            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())  # type: ignore[union-attr]
+            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict() | {"kind": self._optimizer_kind})  # type: ignore[union-attr]
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
             self.choices.save(Path(output_dir))
 
@@ -317,10 +317,19 @@ class Trainer(transformers.Trainer):
         if checkpoint is None:
             return
         try:
-            self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))  # type: ignore[union-attr]
+            state = load_state(Path(checkpoint), "optimizer")
+            if (kind := state.pop("kind", self._optimizer_kind)) != self._optimizer_kind:
+                raise ValueError(f"it is that of {kind}, and this run's is {self._optimizer_kind}")
+            self.optimizer.load_state_dict(state)  # type: ignore[union-attr]
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
         except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the optimizer's state in {checkpoint} does not fit this run's settings, or is damaged: {error}") from None
+
+    @property
+    def _optimizer_kind(self) -> str:
+        """What the optimizer is called in code; its state fits no other."""
+        kind = type(getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
+        return f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The one that a key has switched on, else that of `optim`."""
