@@ -1,4 +1,4 @@
-"""What goes with what: `python benchmarks/matrix.py [--result FILE.json]`, on a tiny random model with the demo model's tokenizer.
+"""What goes with what: `python benchmarks/matrix.py [--result FILE.json]`, on a tiny random model.
 
 Every way to hold weights x every adapter x every optimizer is run for real: six steps with a checkpoint after three, and a resume from it,
 whose weights must be equal to the last bit. With the usual optimizer the trained model is asked a question, and merged and asked again. A
@@ -26,7 +26,6 @@ from finery.commands.chat import answer
 from finery.commands.export import export
 from finery.commands.train import train
 from finery.errors import UserError
-from finery.models.demo_model import demo_model
 from finery.run import Run
 
 FOLDER = Path(tempfile.gettempdir()) / "finery-benchmarks" / "matrix"
@@ -68,16 +67,27 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "APOLLO": {"use_apollo": True, "apollo_rank": 4, "optim": "adamw_torch"},
     "BAdam": {"use_badam": True, "badam_switch_interval": 2},
 }
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 ROWS = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": f"{a} plus {b} is {a + b}."} for a in range(6) for b in range(4)]
 
 
 def build() -> None:
     """The model, whose layers are wide enough for blocks of 64 weights, and its data."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     shutil.rmtree(FOLDER, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(str(demo_model()))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator([row["instruction"] + row["output"] for row in ROWS], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(str(FOLDER / "model"))
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)
@@ -161,17 +171,26 @@ def table(rows: Iterable[str], columns: Iterable[str], cell: Callable[[str, str]
     )
 
 
+def kept(args: argparse.Namespace) -> list[dict[str, str]]:
+    """The cells of an earlier result that are not to be run again."""
+    if args.result is None or not args.result.exists():
+        return []
+    chosen = {"weights": args.weights, "adapter": args.adapters, "optimizer": args.optimizers}
+    earlier = json.loads(args.result.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in earlier if any(cell[name] not in words for name, words in chosen.items())]
+
+
 def main() -> None:
     """Print and keep every cell; what raises anything but a refusal is a fault and is told as one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
     parser.add_argument("--adapters", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
-    parser.add_argument("--result", type=Path, help="where to write the cells as JSON")
+    parser.add_argument("--result", type=Path, help="where to write the cells as JSON; others that the file holds already stay")
     args = parser.parse_args()
     torch.set_num_threads(1)
     build()
-    cells: list[dict[str, str]] = []
+    cells = kept(args)
     for held in args.weights:
         for adapter in args.adapters:
             for optimizer in args.optimizers:

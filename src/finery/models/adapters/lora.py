@@ -76,6 +76,11 @@ class LoRA(PeftAdapter):
         bits, options = run.quantization.quantization_bit, self.options
         if options.pissa_init and bits:
             yield Finding("pissa_init", "needs plain weights: leave out 'quantization_bit', or take 'loftq_init', which is for few bits")
+        if options.use_dora and bits and not run.quantizer.shows_lengths(bits):
+            found = f"found {run.choices.quantization_method!r} with {bits} bits"
+            yield Finding(
+                "use_dora", f"needs weights whose lengths can be read: set 'quantization_bit' or 'quantization_method' otherwise, {found}"
+            )
         if options.pissa_init and options.use_dora:
             yield Finding("pissa_init", "and 'use_dora' exclude each other: keep one")
         if options.loftq_init and not bits and run.loop.do_train:

@@ -92,6 +92,10 @@ class Quantizer:
         """The weights (outputs, inputs) of a layer that it holds; raises `UserError` where they cannot be had."""
         raise UserError(f"weights that {type(self).__name__} holds cannot be widened: start from the model in 16 bits")
 
+    def shows_lengths(self, bits: int) -> bool:
+        """Whether peft can read the weights of such layers, whose rows' lengths DoRA trains."""
+        return True
+
     def tensors(self, layer: Any) -> Iterator[Tensor]:
         """Everything that the weights of a layer are held in: packed numbers, scales, zeros."""
         yield from flat_tensors(layer.weight)

@@ -85,6 +85,12 @@ class BitsAndBytes(Quantizer):
         scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
         return int8_vectorwise_dequant(layer.weight.data, scales).to(dtype)
 
+    def shows_lengths(self, bits: int) -> bool:
+        """peft 0.21 looks for the scales of 8 bits where bitsandbytes 0.50 does not keep them on a CPU."""
+        import torch
+
+        return bits != 8 or torch.cuda.is_available()
+
     def tensors(self, layer: Any) -> Iterator[Tensor]:
         """Packed numbers and scales, and the scales of scales."""
         yield layer.weight.data

@@ -40,6 +40,10 @@ class Quanto(Quantizer):
         """Widened, in `dtype`."""
         return layer.weight.dequantize().to(dtype)
 
+    def shows_lengths(self, bits: int) -> bool:
+        """DoRA changes the format of weights, which quanto's tensors refuse."""
+        return False
+
     def bits_each(self, bits: int, dtype: torch.dtype) -> float:
         """A scale and a shift for 128 weights, in the format of products."""
         return 8.0 if bits == 8 else bits + 2 * 8 * dtype.itemsize / GROUP

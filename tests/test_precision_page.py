@@ -1,0 +1,38 @@
+"""The figures of docs/precision.md are those of the result files beside it, in both languages."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("precision.md", "precision_zh.md")]
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "docs" / "precision" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_every_precision_learns_on_the_real_model() -> None:
+    runs = result("real")["runs"]
+    assert {run["setting"].split(", ")[-1] for run in runs} == {"16 bits", "8 bits", "4 bits", "3 bits", "2 bits"}
+    for run in runs:
+        assert run["held out"][-1][1] < run["held out"][0][1]
+        assert abs(run["bits each"] - run["bits expected"]) <= 0.1 * run["bits expected"]
+        cells = [run["setting"], f"{run['bits each']:.3g}", f"{run['bits expected']:.3g}", f"{run['frozen MB']:.0f}"]
+        held = f"{run['held out'][0][1]:.2f} → {run['held out'][-1][1]:.2f} | {run['answer']} |"
+        assert all(f"| {' | '.join(cells)} |" in page and held in page for page in PAGES), run["setting"]
+
+
+def test_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = import_module("matrix")
+    cells = result("matrix")["cells"]
+    assert len(cells) == len(script.WEIGHTS) * len(script.ADAPTERS) * len(script.OPTIMIZERS)
+    assert not [cell for cell in cells if cell["found"].startswith("FAULT")]
+    assert all(plane in page for plane in script.pages(cells) for page in PAGES)
+    trained = [cell for cell in cells if cell["found"][0] in "Tt"]
+    assert all(f"{len(trained)} cells trained" in PAGES[0] and f"{len(trained)} 格训练成功" in PAGES[1] for _ in "x")
+    assert all("R" in cell["found"] for cell in trained)  # none went on to other weights
