@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-EXTRA_OF = {"modelscope": "modelscope"}
+EXTRA_OF = {
+    "modelscope": "modelscope",
+    **dict.fromkeys(("bitsandbytes", "hqq", "torchao", "optimum.quanto"), "quant"),
+    **dict.fromkeys(("galore_torch", "apollo_torch", "badam", "adam_mini"), "optim"),
+}
 """Which extra of ours brings an optional package."""
 
 
@@ -28,12 +32,16 @@ def have(module: str) -> bool:
         return False
 
 
+def install_of(module: str) -> str:
+    """The command that brings an optional package."""
+    extra = EXTRA_OF.get(module)
+    return f'pip install "finery[{extra}]"' if extra else f"pip install {module}"
+
+
 def need(module: str, why: str = "") -> ModuleType:
     """Import an optional package, or raise a `UserError` that says how to get it."""
     if not have(module):
-        extra = EXTRA_OF.get(module)
-        install = f'pip install "finery[{extra}]"' if extra else f"pip install {module}"
-        raise UserError(f"the package {module!r} is not installed{f' ({why})' if why else ''}; it comes with: {install}")
+        raise UserError(f"the package {module!r} is not installed{f' ({why})' if why else ''}; it comes with: {install_of(module)}")
     return import_module(module)
 
 

@@ -36,7 +36,7 @@ from finery.training.arguments import RENAMED, LoopOptions, claim_trainer_keys, 
 from finery.training.callbacks import CALLBACKS
 from finery.training.fp8 import Fp8Options
 from finery.training.optimizers import OPTIMIZERS
-from finery.training.optimizers.base import Optimizer
+from finery.training.optimizers.base import ADAMW, Optimizer
 from finery.training.output import Line
 
 log = get_logger(__name__)
@@ -181,7 +181,7 @@ class Run:
     @property
     def steps_plainly(self) -> bool:
         """Whether the optimizer is torch's own, which needs none of the packages that hold weights in few bits."""
-        return not self.switched_on and str(self.trainer.get("optim", "")) in ("", "adamw_torch", "adamw_torch_fused")
+        return not self.switched_on and str(self.trainer.get("optim", "")) in ("", *ADAMW)
 
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
         """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""

@@ -270,11 +270,10 @@ def test_what_cannot_be_read_is_told(wide_model: Path, tmp_path: Path, config: d
     assert told in str(caught.value)
 
 
-def test_what_gptq_is_opened_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_gptq_is_opened_with() -> None:
     """Plain torch, which keeps the way back to the inputs after an answer."""
     from finery.models.quantizers import gptq
 
-    monkeypatch.setattr(gptq, "need", lambda *_: None)
     way = gptq.GPTQ(gptq.GPTQ.Options()).opening({"quant_method": "gptq", "bits": 3}, torch.float16)["quantization_config"]
     assert way.bits == 3 and way.backend == "torch"
 

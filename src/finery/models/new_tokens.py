@@ -75,6 +75,12 @@ def give_tokens(tokenizer: Any, options: TokenOptions) -> None:
         log.info("%d %s added%s", len(fresh), kind, f"; known before: {', '.join(known)}" if known else "")
 
 
+def token_layers(model: Any) -> list[Any]:
+    """The layers that hold a row for every token; the head counts where it is not tied to the embedding."""
+    layers = (model.get_output_embeddings(), model.get_input_embeddings())
+    return list({id(layer.weight): layer for layer in layers if layer is not None}.values())
+
+
 def start_rows(model: Any, tokenizer: Any, new: range, made_from: int, options: TokenOptions | None) -> None:
     """New rows start as the mean of the old ones, with a little noise so that they can part; what fills up to 64 is the mean itself.
 
@@ -83,8 +89,7 @@ def start_rows(model: Any, tokenizer: Any, new: range, made_from: int, options: 
     """
     import torch
 
-    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None}
-    for layer in layers.values():
+    for layer in token_layers(model):
         weight = layer.weight.data
         mean = weight[: new.start].float().mean(0)
         noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5

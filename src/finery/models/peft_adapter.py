@@ -36,6 +36,10 @@ class PeftAdapter(Adapter):
         """`create_new_adapter`."""
         return self.shared.create_new_adapter
 
+    def goes_on(self, folders: Sequence[Any]) -> bool:
+        """Whether the last adapter of `folders` is trained on, and no fresh one."""
+        return bool(folders) and not self.starts_anew
+
     @abstractmethod
     def config(self, model: Any, new_tokens: range) -> Any:
         """peft's config of a fresh adapter."""
@@ -48,7 +52,7 @@ class PeftAdapter(Adapter):
 
     def continued(self, folders: Sequence[Path]) -> Mapping[str, tuple[Any, str]]:
         """What the config of the adapter that is gone on with says of this part's keys."""
-        if not folders or self.starts_anew:
+        if not self.goes_on(folders):
             return {}
         own = read_config(folders[-1])
         return {key: (own[name], f"as in {folders[-1]}, which is gone on with") for key, name in self.shown.items() if name in own}
@@ -57,7 +61,7 @@ class PeftAdapter(Adapter):
         """Go on with the last adapter of `folders` (the others are merged), or add a fresh one; raises `UserError` where none fits."""
         from peft import get_peft_model
 
-        goes_on = bool(folders) and not self.starts_anew
+        goes_on = self.goes_on(folders)
         merged = self.merge(model, folders[:-1] if goes_on else folders)
         if goes_on:
             log.info("going on with the adapter in %s: its own rank, alpha and targets count", folders[-1])

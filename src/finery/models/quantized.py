@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finery.compat import leave_out
+from finery.compat import leave_out, need
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.quantizers import QUANTIZERS
@@ -57,6 +57,8 @@ def opening(folder: Path, asked: Quantizing | None, dtype: torch.dtype, device: 
         if asked:
             log.warning("%s comes quantised (%s): 'quantization_bit' has no effect", folder, config.get("quant_method"))
         quantizer = _reader(str(config.get("quant_method")), folder)
+        if quantizer.package:
+            need(quantizer.package, f"the model comes quantised by {type(quantizer).__name__}")
         return Opening(quantizer, None, quantizer.opening(config, dtype))
     if asked is None:
         return None
@@ -120,6 +122,11 @@ def settle(model: Any, way: Opening, dtype: torch.dtype, device: torch.device) -
 def held_layers(model: nn.Module) -> Iterator[tuple[str, Held]]:
     """Layers whose weights are held in few bits, by their paths."""
     return ((path, layer.__dict__[HELD]) for path, layer in model.named_modules() if HELD in layer.__dict__)
+
+
+def is_held(model: nn.Module) -> bool:
+    """Whether any of its layers hold their weights in few bits."""
+    return any(True for _ in held_layers(model))
 
 
 def num_held(model: nn.Module) -> int:

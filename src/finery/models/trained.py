@@ -16,7 +16,7 @@ from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
 from finery.models.loftq import held_in
 from finery.models.precision import inference_dtype
-from finery.models.quantized import held_layers, own_quantization, widen
+from finery.models.quantized import is_held, own_quantization, widen
 from finery.models.quantizers.base import Quantizing
 from finery.models.rope import to_serve, trained_positions
 
@@ -108,7 +108,7 @@ def load_trained(
     wanted = torch.float32 if merges else dtype
     asked, held = held_in(trained.adapters) or (None, wanted)
     model = load_model(trained.base, held, trust_remote_code, asked, change=trained.change)
-    if any(True for _ in held_layers(model)):
+    if is_held(model):
         log.info("%s %s in few bits: its layers are widened", trained.base, "was trained" if asked else "comes")
         model = widen(model, wanted).to(wanted)
     fit_vocabulary(model, tokenizer, resize=merges)
@@ -126,8 +126,7 @@ def load_answering(
     fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
     if any(weight.device != device for weight in model.parameters()) and not (asked and asked.device_map):
         model = model.to(device)
-    held = any(True for _ in held_layers(model))
-    return (adapter.put_on if held else adapter.merge)(model, trained.adapters)
+    return (adapter.put_on if is_held(model) else adapter.merge)(model, trained.adapters)
 
 
 def trained_dtype(trained: Trained, options: ModelOptions) -> torch.dtype:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finery.log import get_logger
 from finery.models.loftq import starts_from_rounding
+from finery.models.new_tokens import token_layers
 from finery.models.peft_adapter import PeftAdapter, any_transposed, expanded_layers, named, targets
 from finery.models.pissa import begins_with_main_parts
 from finery.options import CommaList, Finding, OptionGroup
@@ -87,7 +88,7 @@ class LoRA(PeftAdapter):
             yield Finding("loftq_init", "starts from what few bits round off: set 'quantization_bit'")
         if options.pissa_convert and not options.pissa_init:
             yield Finding("pissa_convert", "has no effect without 'pissa_init'", fatal=False)
-        if (options.pissa_init or options.loftq_init) and run.model.adapter_name_or_path and not self.starts_anew:
+        if (options.pissa_init or options.loftq_init) and self.goes_on(run.model.adapter_name_or_path):
             key = "pissa_init" if options.pissa_init else "loftq_init"
             yield Finding(key, "has no effect on an adapter that is gone on with ('adapter_name_or_path')", fatal=False)
 
@@ -120,7 +121,7 @@ class LoRA(PeftAdapter):
     def apply(self, model: Any, folders: Sequence[Path] = (), new_tokens: range = range(0)) -> Any:
         """See `PeftAdapter.apply`; a fresh adapter starts where the keys say."""
         made = super().apply(model, folders, new_tokens)
-        fresh = not folders or self.starts_anew
+        fresh = not self.goes_on(folders)
         if fresh and self.options.pissa_init:
             begins_with_main_parts(made, self.options.pissa_iter, self.options.pissa_convert)
         if fresh and self.options.loftq_init:
@@ -155,6 +156,6 @@ def _tell_experts(model: Any, asked: Sequence[str]) -> None:
 
 
 def _embeddings(model: Any) -> list[str]:
-    """The last names of the modules that hold a row for every token; the head counts where it is not tied to the embedding."""
-    layers = {id(layer.weight): layer for layer in (model.get_output_embeddings(), model.get_input_embeddings()) if layer is not None}
-    return [name for name, module in named(model) if module in layers.values()]
+    """The last names of the modules that hold a row for every token."""
+    layers = token_layers(model)
+    return [name for name, module in named(model) if module in layers]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from finery.compat import have
+from finery.compat import have, install_of
 from finery.errors import UserError
 from finery.options import Finding, OptionGroup
 
@@ -33,7 +33,7 @@ class QuantizationOptions(OptionGroup):
             makes = ", ".join(map(str, quantizer.bits)) or "none: it reads models that come quantised, without 'quantization_bit'"
             yield Finding("quantization_bit", f"should be what 'quantization_method: {method}' makes ({makes}), found {bits}")
         elif quantizer.package and not have(quantizer.package):
-            yield Finding("quantization_method", f"is {method!r}, which needs a package: {quantizer.install}")
+            yield Finding("quantization_method", f"is {method!r}, which needs a package: {install_of(quantizer.package)}")
         if len(run.model.adapter_name_or_path) > 1 or (run.model.adapter_name_or_path and run.adapter.starts_anew):
             text = "leaves no weights that an adapter could be merged into: merge it first (finery export), or give a single adapter"
             yield Finding("quantization_bit", text)
@@ -55,7 +55,6 @@ class Quantizer:
     checkpoints: ClassVar[Sequence[str]] = ()  # what models that come quantised call it (`quant_method` in their config.json)
     package: ClassVar[str] = ""  # which it needs
     serves_others: ClassVar[bool] = False  # other parts of a run may use the package as well
-    install: ClassVar[str] = ""  # how to get that
     loads_packed = True  # transformers packs the weights as it reads them; otherwise `finish` does
     widens: ClassVar[bool] = False  # a model that comes quantised becomes a plain one while it is loaded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from finery.models.quantizers.base import Quantizer
@@ -24,7 +24,6 @@ class BitsAndBytes(Quantizer):
     bits = (4, 8)
     checkpoints = ("bitsandbytes",)
     package = "bitsandbytes"
-    install = 'pip install "finery[quant]"'
 
     class Options(OptionGroup):
         quantization_type: Literal["nf4", "fp4"] = "nf4"
@@ -48,10 +47,6 @@ class BitsAndBytes(Quantizer):
             **({"bnb_4bit_quant_storage": dtype} if device.type == "cuda" else {}),
         }
         return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four)}
-
-    def opening(self, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The model tells all by itself."""
-        return {}
 
     def finish(self, model: Any, bits: int | None, dtype: torch.dtype, device: torch.device) -> Any:
         """Keeps weights as they are packed.

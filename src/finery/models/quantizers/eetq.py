@@ -22,7 +22,6 @@ class EETQ(Quantizer):
     checkpoints = ("eetq",)
     package = "kernels"
     serves_others = True
-    install = "pip install kernels (transformers fetches EETQ's own from the hub with it)"
 
     def arguments(self, bits: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """There is one format."""

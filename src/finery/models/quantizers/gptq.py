@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from finery.compat import need
 from finery.models.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
@@ -23,13 +22,11 @@ class GPTQ(Quantizer):
 
     checkpoints = ("gptq",)
     package = "gptqmodel"
-    install = "pip install gptqmodel optimum"
 
     def opening(self, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """In plain torch: other layers of gptqmodel lose the way back to the inputs once they have answered without gradients."""
         from transformers import GPTQConfig
 
-        need("gptqmodel", "the model comes quantised by GPTQ")
         return {"quantization_config": GPTQConfig(bits=int(config["bits"]), backend="torch")}
 
     def holds(self, layer: nn.Module) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 from torch import nn
 
-from finery.compat import need
 from finery.errors import UserError
 from finery.models.adapters.base import module_names
 from finery.models.quantizers.base import Quantizer
@@ -32,13 +31,7 @@ class HQQ(Quantizer):
     bits = (1, 2, 3, 4, 5, 6, 8)
     checkpoints = ("hqq",)
     package = "hqq"
-    install = 'pip install "finery[quant]"'
     loads_packed = False
-
-    def opening(self, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """Its package must be there."""
-        need("hqq", "the model comes quantised by hqq")
-        return {}
 
     def read(self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
         """A model as transformers 4 saved it: what hqq's layers hold lies under their names in the safetensors files."""

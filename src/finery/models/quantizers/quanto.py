@@ -22,7 +22,6 @@ class Quanto(Quantizer):
     bits = (2, 4, 8)
     checkpoints = ("quanto",)
     package = "optimum.quanto"
-    install = "pip install optimum-quanto"
 
     def arguments(self, bits: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """Weights alone; what flows between layers stays as it is."""

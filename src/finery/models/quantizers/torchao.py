@@ -25,7 +25,6 @@ class TorchAO(Quantizer):
     bits = (4, 8)
     checkpoints = ("torchao",)
     package = "torchao"
-    install = 'pip install "finery[quant]"'
 
     def arguments(self, bits: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """Without torchao's kernels (package mslk, for GPUs) 4 bits are kept in bytes: as exact, and as large as 8."""

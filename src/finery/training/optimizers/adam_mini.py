@@ -21,7 +21,6 @@ class AdamMini(Optimizer):
 
     switch = "use_adam_mini"
     package = "adam_mini"
-    install = 'pip install "finery[optim]"'
     trains_adapters = False  # its blocks are heads and neurons, which an adapter's matrices do not have
 
     class Options(OptionGroup):

@@ -10,7 +10,7 @@ from pydantic import Field
 from finery.compat import need
 from finery.options import CommaList, OptionGroup
 from finery.training.low_rank import LowRank
-from finery.training.optimizers.base import Setting
+from finery.training.optimizers.base import ADAMW, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,7 @@ class Apollo(LowRank):
     switch = "use_apollo"
     word = "apollo"
     package = "apollo_torch"
-    install = 'pip install "finery[optim]"'
-    takes = ("adamw_torch", "adamw_torch_fused")
+    takes = ADAMW
 
     class Options(OptionGroup):
         use_apollo: bool = False

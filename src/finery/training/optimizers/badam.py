@@ -10,7 +10,7 @@ from pydantic import Field
 from finery.compat import need
 from finery.errors import UserError
 from finery.options import Finding, OptionGroup
-from finery.training.optimizers.base import Optimizer, Setting, has_many_processes
+from finery.training.optimizers.base import ADAMW, Optimizer, Setting, has_many_processes
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ class Badam(Optimizer):
 
     switch = "use_badam"
     package = "badam"
-    install = 'pip install "finery[optim]"'
     trains_adapters = False
     keeps_formats = True
     in_turn = "which weights are trained changes on the way"
@@ -54,7 +53,7 @@ class Badam(Optimizer):
         need(self.package)
         from finery.training.blocks import layer_blocks, shares
 
-        if setting.name not in ("adamw_torch", "adamw_torch_fused"):
+        if setting.name not in ADAMW:
             raise UserError(f"'use_badam' trains with AdamW: leave 'optim' out, found {setting.name!r}")
         given = self.options
         interval = float("inf") if given.badam_switch_interval == -1 else given.badam_switch_interval
@@ -78,7 +77,7 @@ class Badam(Optimizer):
             yield Finding("badam_switch_interval", "should be 1 or more, or -1 to train one block alone, found 0")
         if given.badam_switch_mode == "fixed" and given.badam_start_block is None and given.badam_mode == "layer":
             yield Finding("badam_switch_mode", "is 'fixed', which needs 'badam_start_block'")
-        if (optim := run.trainer.get("optim", "adamw_torch")) not in ("adamw_torch", "adamw_torch_fused"):
+        if (optim := run.trainer.get("optim", ADAMW[0])) not in ADAMW:
             yield Finding("use_badam", f"trains with AdamW: leave 'optim' out, found {optim!r}")
         if run.loop.fp16:
             yield Finding("use_badam", "keeps weights in half precision, whose gradients 'fp16' cannot scale: use 'bf16' or 'pure_bf16'")

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finery.compat import have, num_ranks
+from finery.compat import have, install_of, num_ranks
 from finery.options import Finding, OptionGroup
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""What `optim` calls torch's AdamW."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ class Optimizer(ABC):
     Options: ClassVar[type[OptionGroup]]
     switch: ClassVar[str]  # the key
     package: ClassVar[str] = ""  # which it needs
-    install: ClassVar[str] = ""  # how to get that
     trains_adapters = True  # makes sense for the small weights of adapters, too
     keeps_formats = False  # steps half-precision weights as they are: no fp32 copies are made
     in_turn = ""  # why micro-batches must be worked on one after the other; empty: they may be side by side
@@ -72,7 +74,7 @@ class Optimizer(ABC):
         if not self.is_on:
             return
         if self.package and not have(self.package):
-            yield Finding(self.switch, f"needs a package: {self.install or f'pip install {self.package}'}")
+            yield Finding(self.switch, f"needs a package: {install_of(self.package)}")
         others = [part.switch for part in run.switched_on if part.switch != self.switch]
         if others and self.switch < min(others):
             yield Finding(self.switch, f"and {', '.join(map(repr, others))} are optimizers: keep one")

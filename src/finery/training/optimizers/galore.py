@@ -11,7 +11,7 @@ from finery.compat import need
 from finery.errors import UserError
 from finery.options import CommaList, OptionGroup
 from finery.training.low_rank import LowRank
-from finery.training.optimizers.base import Setting
+from finery.training.optimizers.base import ADAMW, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,7 @@ class Galore(LowRank):
     switch = "use_galore"
     word = "galore"
     package = "galore_torch"
-    install = 'pip install "finery[optim]"'
-    takes = ("adamw_torch", "adamw_torch_fused", "adafactor", *EIGHT_BITS)
+    takes = (*ADAMW, "adafactor", *EIGHT_BITS)
 
     class Options(OptionGroup):
         use_galore: bool = False

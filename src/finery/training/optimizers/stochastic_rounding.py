@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from finery.options import Finding, OptionGroup
-from finery.training.optimizers.base import Optimizer, Setting
+from finery.training.optimizers.base import ADAMW, Optimizer, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ class StochasticRounding(Optimizer):
 
     switch = "stochastic_rounding"
     package = "torchao"
-    install = 'pip install "finery[quant]"'
 
     class Options(OptionGroup):
         stochastic_rounding: bool = False
@@ -38,5 +37,5 @@ class StochasticRounding(Optimizer):
         if not run.model.pure_bf16:
             yield Finding("stochastic_rounding", "rounds weights in bf16: set 'pure_bf16: true'; otherwise weights are trained in fp32")
         optim = run.trainer.get("optim")
-        if optim not in (None, "adamw_torch", "adamw_torch_fused"):
+        if optim not in (None, *ADAMW):
             yield Finding("stochastic_rounding", f"is built for AdamW: leave out 'optim', found {optim!r}")
