@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 import finery.hub as hub_module
-from fake_hub import DATA, KEPT, MODEL, FakeHub, serving
+from fake_hub import DATA, KEPT, MODEL, FakeHub, forget_settings, serving
 from finery.compat import need
 from finery.errors import UserError
 from finery.hub import Hub, Kind, active_hub, fetch
@@ -25,15 +25,7 @@ Complaint = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The developer's own hubs, tokens and proxies stay out of it."""
-    names = "HF_TOKEN HF_HUB_OFFLINE TRANSFORMERS_OFFLINE USE_MODELSCOPE_HUB USE_OPENMIND_HUB MODELSCOPE_DOMAIN MODELSCOPE_ENDPOINT"
-    for name in (*names.split(), "OPENMIND_HUB_ENDPOINT", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    # huggingface_hub would ask the real hub, whatever the endpoint, for a list of agents.
-    monkeypatch.setattr("huggingface_hub.utils._headers.detect_agent", lambda: None)
-    for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    forget_settings(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -183,7 +175,7 @@ def test_first_contact_ends_even_if_the_client_waits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hub_module, "PATIENCE_SECONDS", -1.9)
     released = threading.Event()
     with pytest.raises(TimeoutError):
-        hub_module._in_time(lambda: released.wait(5))
+        hub_module.in_time(lambda: released.wait(5))
     released.set()
 
 

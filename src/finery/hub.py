@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -92,7 +93,9 @@ ERRNOS = {
 
 
 @dataclass(frozen=True)
-class _Ask:  # one question to one hub
+class Ask:
+    """One question to one hub."""
+
     hub: Hub
     kind: Kind
     name: str
@@ -117,18 +120,28 @@ class _Ask:  # one question to one hub
         """The address as it may be shown: a name and a password in it are nobody's business."""
         return urlsplit(self.endpoint).netloc.rpartition("@")[2]
 
-    def explain(self, trouble: str, facts: dict[str, str]) -> tuple[str, str]:
+    @property
+    def place(self) -> str:
+        """The hub as it is told to the user."""
+        return f"{HUBS[self.hub].title} ({self.host})"
+
+    @property
+    def page(self) -> str:
+        """Where a browser finds it, without the protocol."""
+        folder = "datasets/" if self.kind == "dataset" else "" if self.hub == "hf" else "models/"
+        return f"{self.host}/{folder}{self.name}"
+
+    def explain(self, trouble: str, facts: Mapping[str, str], troubles: Mapping[str, tuple[str, str]] = TROUBLES) -> tuple[str, str]:
         """What happened and what would do."""
         hub = HUBS[self.hub]
-        folder = "datasets/" if self.kind == "dataset" else "models/" if self.hub == "ms" else ""
-        words = facts | {
-            "kind": self.kind, "revision": self.revision, "host": self.host, "page": f"{self.host}/{folder}{self.name}",
-            "revision_key": "'model_revision'" if self.kind == "model" else "the revision", "offline": _offline() or "HF_HUB_OFFLINE",
+        words = dict(facts) | {
+            "kind": self.kind, "revision": self.revision, "host": self.host, "page": self.page,
+            "revision_key": "'model_revision'" if self.kind == "model" else "the revision", "offline": offline() or "HF_HUB_OFFLINE",
             "at_revision": "" if self.hub == "hf" else f" (or no revision {self.revision!r} of it)",
             "login": hub.login, "token_key": f"{self.hub}_hub_token",
             "endpoint_key": hub.endpoint_variables[0], "elsewhere": f"{hub.elsewhere}, or give a local folder",
         }  # fmt: skip
-        what, advice = TROUBLES[trouble]
+        what, advice = troubles[trouble]
         return what.format(**words), advice.format(**words)
 
 
@@ -151,7 +164,7 @@ def fetch(
         raise UserError(_no_folder(folder))
     hub = hub or active_hub()
     branch = HUBS[hub].branch if revision == "main" else revision
-    return _snapshot(_Ask(hub, kind, name, branch, cache_dir, tokens.get(hub) or None))
+    return _snapshot(Ask(hub, kind, name, branch, cache_dir, tokens.get(hub) or None))
 
 
 def is_local(name: str) -> bool:
@@ -169,47 +182,44 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
-def _snapshot(ask: _Ask) -> Path:
+def _snapshot(ask: Ask) -> Path:
     """Download; where that cannot be, take what an earlier download left, if it is whole."""
     trouble, facts = "offline", {}
-    if not _offline():
+    if not offline():
         try:
             return _download_hf(ask) if ask.hub == "hf" else _download_marked(ask)
         except UserError:
             raise
         except Exception as error:  # three libraries with their own trees of exceptions: whatever they raise becomes one sentence
-            trouble, facts = _diagnose(error)
+            trouble, facts = diagnose(error)
             get_logger(__name__).debug("what the library said", exc_info=error)
     copy, lack = (None, "") if trouble in ("revision", "unnamed") else _cached(ask)
     lack = "" if trouble in ("gated", *STATUSES.values()) else lack  # where the hub has answered, its answer is what matters
     what, advice = ask.explain(trouble, facts)
-    place = f"{HUBS[ask.hub].title} ({ask.host})"
     if not copy:
         kind = UnknownName if trouble in ("missing", "unnamed", "offline") else UserError
-        raise kind(f"the {ask.kind} {ask.name!r} cannot be fetched from {place}: {what}{lack}; {advice}")
-    if not _offline():
-        get_logger(__name__).warning(f"the {ask.kind} {ask.name!r} is taken from the cache, not from {place}: {what}")
+        raise kind(f"the {ask.kind} {ask.name!r} cannot be fetched from {ask.place}: {what}{lack}; {advice}")
+    if not offline():
+        get_logger(__name__).warning(f"the {ask.kind} {ask.name!r} is taken from the cache, not from {ask.place}: {what}")
     return copy
 
 
-def _download_hf(ask: _Ask) -> Path:
+def _download_hf(ask: Ask) -> Path:
     """A snapshot from Hugging Face, without the weights that it holds twice."""
     from huggingface_hub import HfApi, snapshot_download
 
     api = HfApi(endpoint=ask.endpoint, token=ask.token)
     describe = api.model_info if ask.kind == "model" else api.dataset_info
     # Asked here and not left to snapshot_download, which would wait without end for a hub that takes the call and says nothing.
-    info = _in_time(lambda: describe(ask.name, revision=ask.revision, timeout=PATIENCE_SECONDS))
+    info = in_time(lambda: describe(ask.name, revision=ask.revision, timeout=PATIENCE_SECONDS))
     unwanted = _unwanted(ask.kind, [file.rfilename for file in info.siblings or []])
     return Path(snapshot_download(ask.name, endpoint=ask.endpoint, token=ask.token, ignore_patterns=unwanted, **ask.where))
 
 
-def _download_marked(ask: _Ask) -> Path:
+def _download_marked(ask: Ask) -> Path:
     """A snapshot from ModelScope or openMind, marked when it is whole."""
-    module, variable = ("modelscope", "USE_MODELSCOPE_HUB") if ask.hub == "ms" else ("openmind_hub", "USE_OPENMIND_HUB")
-    library = need(module, f"to fetch the {ask.kind} {ask.name!r}, as {variable} is set")
-    # Asked with the client that both libraries use, since ModelScope would try for a minute where nobody is.
-    _in_time(lambda: need("requests").head(ask.endpoint, timeout=PATIENCE_SECONDS))
+    library = library_of(ask.hub, f"to fetch the {ask.kind} {ask.name!r}")
+    contact(ask)
     mark = _mark(ask)
     with suppress(OSError):  # a cache that is only read gets no mark, and needs none while the hub answers
         mark.unlink(missing_ok=True)
@@ -220,7 +230,13 @@ def _download_marked(ask: _Ask) -> Path:
     return folder
 
 
-def _cached(ask: _Ask) -> tuple[Path | None, str]:
+def library_of(hub: Hub, purpose: str) -> ModuleType:
+    """The package of ModelScope or openMind; raises `UserError` where it is not installed."""
+    module, variable = ("modelscope", "USE_MODELSCOPE_HUB") if hub == "ms" else ("openmind_hub", "USE_OPENMIND_HUB")
+    return need(module, f"{purpose}, as {variable} is set")
+
+
+def _cached(ask: Ask) -> tuple[Path | None, str]:
     """What an earlier download left, or the reason why it cannot serve."""
     none, part = ", and the cache holds no complete copy", ", and the copy in the cache is incomplete (a download was interrupted)"
     if ask.hub != "hf":
@@ -242,7 +258,7 @@ def _cached(ask: _Ask) -> tuple[Path | None, str]:
     return (copy, "") if files or _has_all_shards(copy) else (None, part)
 
 
-def _mark(ask: _Ask) -> Path:
+def _mark(ask: Ask) -> Path:
     """Where a finished download is noted: ModelScope and openMind take a half-filled folder for a whole one."""
     base = Path(ask.cache_dir or os.environ.get(HUBS[ask.hub].cache_variable) or HUBS[ask.hub].cache).expanduser()
     return base / ".finery-complete" / "--".join((ask.hub, ask.kind, ask.name, ask.revision)).replace("/", "--")
@@ -260,7 +276,17 @@ def _unwanted(kind: Kind, files: list[str]) -> list[str]:
     return [] if kind == "dataset" else [*FOREIGN, *(DOUBLES if has_safetensors else ())]
 
 
-def _in_time(work: Callable[[], T]) -> T:
+def contact(ask: Ask) -> None:
+    """Find out soon whether anybody is there, with the client of the hub's library: ModelScope itself would try for a minute."""
+    if ask.hub == "hf":
+        from huggingface_hub import get_session
+
+        in_time(lambda: get_session().head(ask.endpoint, timeout=PATIENCE_SECONDS))
+    else:
+        in_time(lambda: need("requests").head(ask.endpoint, timeout=PATIENCE_SECONDS))
+
+
+def in_time(work: Callable[[], T]) -> T:
     """First contact with a hub. In a thread, as a name look-up, or a host with ten addresses, outlasts what a client calls its timeout."""
     answer: Future[T] = Future()
 
@@ -274,7 +300,7 @@ def _in_time(work: Callable[[], T]) -> T:
     return answer.result(timeout=PATIENCE_SECONDS + 2)
 
 
-def _diagnose(error: BaseException) -> tuple[str, dict[str, str]]:
+def diagnose(error: BaseException, statuses: Mapping[int, str] = STATUSES) -> tuple[str, dict[str, str]]:
     """The key in TROUBLES that fits an exception of any of the libraries, and the facts its sentence needs."""
     chain = list(_chain(error))
     names = {base.__name__ for link in chain for base in type(link).__mro__}
@@ -282,10 +308,16 @@ def _diagnose(error: BaseException) -> tuple[str, dict[str, str]]:
     status = next((source.status_code for source in told if source is not None), 0)
     found = [trouble for sign, trouble in SIGNS.items() if sign in names]
     found += [ERRNOS[link.errno] for link in chain if isinstance(link, OSError) and link.errno in ERRNOS]
-    found += ["broken"] if status >= 500 else [STATUSES[status]] if status in STATUSES else []
+    found += [statuses[status]] if status in statuses else ["broken"] if status >= 500 else []
     found += [trouble for sign, trouble in LATE_SIGNS.items() if sign in names]
-    words = " ".join(str(error).split())[:200]
-    return (found or ["odd"])[0], {"status": str(status), "error": f"{type(error).__name__}: {words}"}
+    answer = next((link for link in chain if "status_code" in vars(link) or vars(link).get("response") is not None), error)
+    facts = {"status": str(status), "error": f"{type(error).__name__}: {_in_a_line(error)}", "answer": _in_a_line(answer)}
+    return (found or ["odd"])[0], facts
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What an exception says, shortened; an address in it without a name and a password."""
+    return re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))[:200]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -312,7 +344,7 @@ def _no_folder(folder: Path) -> str:
     return f"there is no folder {folder}{where}{near}"
 
 
-def _offline() -> str:
+def offline() -> str:
     """The variable that forbids the network, if one does; it counts for every hub."""
     return next(
         (key for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if is_on(key) or os.environ.get(key, "").lower() in ("yes", "on")), ""
