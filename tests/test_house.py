@@ -15,12 +15,12 @@ from finery.registry import Registry
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "src" / "finery"
 FLOORS = [  # a room may import from floors below its own, and from nowhere else; the ground may import itself
-    ["errors", "options", "reader", "registry", "log", "compat", "files", "hub"],
+    ["errors", "options", "reader", "registry", "log", "compat", "files", "hub", "upload"],
     ["data", "models"],
     ["methods"],
-    ["training", "engines"],
+    ["training", "engines", "exports"],
     ["run", "launch"],
-    ["checks", "previews"],
+    ["checks", "previews", "parity"],
     ["commands"],
     ["cli"],
 ]
@@ -37,6 +37,7 @@ REGISTRIES = [
     "data.rows",
     "training.callbacks",
     "training.optimizers",
+    "exports",
     "checks",
 ]
 FORBIDDEN = re.compile(r"(^|_)(utils?|misc|common|helpers?|extras?|managers?|custom|v2)(_|$)", re.I)

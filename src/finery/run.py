@@ -18,12 +18,13 @@ from finery.data.template import TemplateOptions
 from finery.engines import ENGINES
 from finery.engines.base import Engine, GenerationOptions
 from finery.errors import Complaint, UserError, in_order, nearest, suggestion
+from finery.exports import EXPORTS
+from finery.exports.base import Export, ExportOptions
 from finery.log import get_logger
 from finery.methods import METHODS
 from finery.methods.base import LearningOptions, Method
 from finery.models.adapters import ADAPTERS
 from finery.models.adapters.base import Adapter, AdapterOptions
-from finery.models.export import ExportOptions
 from finery.models.kernels import KERNELS
 from finery.models.load import ModelOptions
 from finery.models.new_tokens import TokenOptions
@@ -51,6 +52,8 @@ class Choices(OptionGroup):
     """How weights are held in the bits that quantization_bit asks for."""
     infer_backend: str = "huggingface"
     """The engine that generates text."""
+    export_format: str | None = None
+    """The form in which a model is exported; not given: safetensors, or gptq where export_quantization_bit is given."""
 
 
 GROUPS: dict[str, type[OptionGroup]] = {
@@ -76,6 +79,7 @@ PARTS: dict[str, tuple[Registry, str]] = {
     "adapter": (ADAPTERS, "finetuning_type"),
     "quantizer": (QUANTIZERS, "quantization_method"),
     "engine": (ENGINES, "infer_backend"),
+    "form": (EXPORTS, "export_format"),
 }
 """Parts that a key chooses."""
 
@@ -106,6 +110,7 @@ class Run:
     quantizer: Quantizer
     engine: type[Engine]
     engine_options: OptionGroup
+    form: Export
     switched: Mapping[str, Mapping[str, OptionGroup]]  # options of parts that are switched on or off: by kind, then by name
     trainer: Mapping[str, Any]  # what is handed to TrainingArguments as it is
     written: Mapping[str, Entry]  # the user's keys, each with its place
@@ -137,13 +142,14 @@ class Run:
         keys = _new_names(written, complaints)
         renamed = dict(keys)
         groups = {name: group.claim(keys, complaints) for name, group in GROUPS.items()}
-        chosen = {
-            name: _choose(registry, getattr(groups["choices"], key), key, keys, written, complaints)
-            for name, (registry, key) in PARTS.items()
-        }
-        parts = {name: part(options) for name, (part, options) in chosen.items() if name not in ("engine", "method", "adapter")}
+        names = groups["choices"].model_dump()
+        exports: Any = groups["export"]
+        names["export_format"] = names["export_format"] or ("gptq" if exports.export_quantization_bit else "safetensors")
+        chosen = {name: _choose(registry, names[key], key, keys, written, complaints) for name, (registry, key) in PARTS.items()}
+        parts = {"quantizer": chosen["quantizer"][0](chosen["quantizer"][1])}
         parts["method"] = chosen["method"][0](chosen["method"][1], groups["learning"])
         parts["adapter"] = chosen["adapter"][0](chosen["adapter"][1], groups["adapters"])
+        parts["form"] = chosen["form"][0](chosen["form"][1], groups["export"])
         parts["engine"], parts["engine_options"] = chosen["engine"]  # an engine is built when its model is there
         switched = {
             kind: {name: registry[name].Options.claim(keys, complaints) for name in registry.names()} for kind, registry in SWITCHED.items()
@@ -190,6 +196,7 @@ class Run:
             self.adapter.options,
             self.quantizer.options,
             self.engine_options,
+            self.form.options,
             *(options for parts in self.switched.values() for options in parts.values()),
         ]
         values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
@@ -212,6 +219,7 @@ class Run:
             self.template,
             self.generation,
             self.export,
+            self.form,
             self.adapter,
             self.engine_options,
         ]
@@ -251,7 +259,7 @@ def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, 
             complaints.append(Complaint(f"{key!r} {name!r} is not built yet; there are: {', '.join(names)}", source, [key]))
         else:
             complaints.append(Complaint(f"{key!r} {one_of(name, names)}, found {name!r}", source, [key]))
-        name = nearest(name, names) or Choices.model_fields[key].default
+        name = nearest(name, names) or Choices.model_fields[key].default or "safetensors"
     part = registry[name]
     return part, part.Options.claim(keys, complaints)
 

@@ -25,7 +25,7 @@ from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template
 from finery.errors import UserError
 from finery.log import get_logger, plural
-from finery.models.export import save_stop_tokens
+from finery.models.ending import save_stop_tokens
 from finery.models.load import locate_model
 from finery.models.tokenizer import load_tokenizer, save_tokenizer
 from finery.training.preparation import run_template

@@ -21,6 +21,7 @@ from finery.models.pissa import lora_layers
 from finery.models.quantized import HELD, OPENED, Held
 from finery.models.quantizers import QUANTIZERS
 from finery.models.quantizers.base import Quantizing
+from finery.models.shards import Shards
 
 FILE = "held_in.json"
 """How the base was held that an adapter belongs to, in its folder."""
@@ -29,7 +30,7 @@ FILE = "held_in.json"
 def starts_from_rounding(model: Any) -> None:
     """Let a fresh LoRA start so; raises `UserError` where the plain weights of a layer are not to be found."""
     base = model.get_base_model()
-    plain = _Plain(Path(base.config._name_or_path))
+    plain = Shards(Path(base.config._name_or_path))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for path, layer, name in lora_layers(model):
@@ -37,34 +38,19 @@ def starts_from_rounding(model: Any) -> None:
             if held is None:
                 continue
             quantised = held.weight(torch.float32)
-            lost = plain.weight(path.removeprefix("base_model.model.")).to(quantised) - quantised
+            lost = _plain_weight(plain, path.removeprefix("base_model.model.")).to(quantised) - quantised
             u, s, v = torch.svd_lowrank(lost, q=layer.r[name], niter=4)
             layer.lora_B[name].weight.copy_(u * s.sqrt() / layer.scaling[name])
             layer.lora_A[name].weight.copy_((v * s.sqrt()).t())
     model.save_pretrained = partial(_save, model.save_pretrained, base.__dict__[OPENED])
 
 
-class _Plain:
-    """The weights of a model folder, each read when it is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            self.files = {name: folder / file for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
-        else:
-            self.files = {}
-        self.folder = folder
-
-    def weight(self, path: str) -> Any:
-        """The plain weight of the layer at `path`."""
-        from safetensors import SafetensorError, safe_open
-
-        name = f"{path}.weight"
-        try:
-            with safe_open(self.files.get(name, self.folder / "model.safetensors"), framework="pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError, KeyError):
-            raise UserError(f"'loftq_init' needs the plain weights of {path}, which {self.folder} does not hold under that name") from None
+def _plain_weight(shards: Shards, path: str) -> Any:
+    """The plain weight of the layer at `path`."""
+    try:
+        return shards.tensor(f"{path}.weight")
+    except KeyError:
+        raise UserError(f"'loftq_init' needs the plain weights of {path}, which {shards.folder} does not hold under that name") from None
 
 
 def _save(save: Callable[..., None], opened: dict[str, Any], folder: str, **how: Any) -> None:

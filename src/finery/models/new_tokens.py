@@ -87,16 +87,21 @@ def start_rows(model: Any, tokenizer: Any, new: range, made_from: int, options: 
     Rows from `made_from` on are such a filling; those that the model has to spare before it stay as they are. Rows of described tokens
     start as `init_special_tokens` says.
     """
-    import torch
-
     for layer in token_layers(model):
         weight = layer.weight.data
-        mean = weight[: new.start].float().mean(0)
-        noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
-        weight[made_from:] = mean.to(weight.dtype)
-        weight[new.start : new.stop] = (mean + noise.to(mean.device)).to(weight.dtype)
+        begin_rows(weight, new, made_from)
         if options is not None and options.init_special_tokens != "noise_init":
             _describe(weight, tokenizer, new, options)
+
+
+def begin_rows(weight: Tensor, new: range, made_from: int) -> None:
+    """Write what new rows of one weight (tokens, dimensions) start as, see `start_rows`."""
+    import torch
+
+    mean = weight[: new.start].float().mean(0)
+    noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
+    weight[made_from:] = mean.to(weight.dtype)
+    weight[new.start : new.stop] = (mean + noise.to(mean.device)).to(weight.dtype)
 
 
 def _describe(weight: Tensor, tokenizer: Any, new: range, options: TokenOptions) -> None:

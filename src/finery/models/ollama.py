@@ -1,88 +1,27 @@
-"""Saving a whole model: weights, tokenizer, template, stop tokens and an Ollama Modelfile."""
+"""An Ollama Modelfile, with the template told in Ollama's language."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
-
-from finery.options import Finding, OptionGroup, PathText
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class ExportOptions(OptionGroup):
-    export_dir: PathText | None = None
-    """Where the merged model goes; <output_dir>-merged where it is not given."""
-    export_size: int = Field(5, gt=0)
-    """The largest file of weights, in GB."""
-    export_device: Literal["cpu", "auto"] = "cpu"
-    """Where the merge is computed: on the CPU, or on a GPU where there is one."""
-    export_legacy_format: bool = False
-    """Ask for pickled .bin files. Refused: safetensors is what every tool reads today."""
-
-    def check(self, run: Any) -> Iterator[Finding]:
-        """Nothing pickled is written."""
-        if self.export_legacy_format:
-            yield Finding("export_legacy_format", "asks for pickled .bin files, which are never written; safetensors will be", fatal=False)
+    from transformers import PreTrainedTokenizerBase
 
 
 SIGNATURE = "# Written by Finery"
 """The first line of our Modelfile; a folder that has it may be replaced by another export."""
 
 
-EXPORTED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py", "")
-"""Endings of what an export writes; a folder that holds anything else is not replaced."""
-
-
-def is_export(folder: Path) -> bool:
-    """Whether an export of ours has filled this folder, and nobody has put anything else into it."""
-    path = folder / "Modelfile"
-    signed = path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(SIGNATURE)
-    return signed and all(entry.is_file() and entry.suffix in EXPORTED for entry in folder.iterdir())
-
-
-def merge_device(options: ExportOptions) -> torch.device:
-    """Where `export_device` puts the merge."""
-    import torch
-
-    return torch.device("cuda" if options.export_device == "auto" and torch.cuda.is_available() else "cpu")
-
-
-def save_model(model: PreTrainedModel, folder: Path, shard_gb: float, stop_ids: frozenset[int]) -> None:
-    """Weights as safetensors of at most `shard_gb` GB a file, config, and the stop tokens in the generation config."""
-    model.config.use_cache = True  # training switches it off
-    model.save_pretrained(str(folder), max_shard_size=int(shard_gb * 1e9))
-    save_stop_tokens(model, folder, stop_ids)
-
-
-def save_stop_tokens(model: Any, folder: Path, stop_ids: frozenset[int]) -> None:
-    """The model's generation config with every token at which an answer ends, so that other servers stop there, too."""
-    import copy
-
-    from transformers import GenerationConfig
-
-    config = copy.deepcopy(model.generation_config) or GenerationConfig()
-    config.eos_token_id = sorted(stop_ids)
-    if not config.do_sample:  # settings of a sampling that is off would be refused
-        config.temperature = config.top_p = config.top_k = None
-    config.save_pretrained(str(folder))
-
-
-def ollama_file(tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], num_ctx: int) -> str:
-    """An Ollama Modelfile; the template is derived from the tokenizer's own by rendering marked messages.
+def ollama_file(tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], num_ctx: int, weights: str = ".") -> str:
+    """An Ollama Modelfile for `weights`, a path beside it; the template is derived from the tokenizer's own by rendering marked messages.
 
     Where the derived template does not give the same text for a longer conversation, none is written and a
     comment says so.
     """
     pieces = _pieces(tokenizer)
-    lines = [SIGNATURE, "FROM .", ""]
+    lines = [SIGNATURE, f"FROM {weights}", ""]
     if pieces is None:
         lines.append("# the chat template of this model cannot be told in Ollama's language; Ollama will use its own guess")
     else:

@@ -15,6 +15,7 @@ from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.load import ModelOptions, fit_vocabulary, load_model, locate_adapters, locate_model, own_dtype
 from finery.models.loftq import held_in
+from finery.models.peft_adapter import open_adapter
 from finery.models.precision import inference_dtype
 from finery.models.quantized import is_held, own_quantization, widen
 from finery.models.quantizers.base import Quantizing
@@ -105,14 +106,27 @@ def load_trained(
     A base that comes in few bits is widened for that; raises `UserError` where its format cannot be.
     """
     merges = bool(trained.adapters)
-    wanted = torch.float32 if merges else dtype
-    asked, held = held_in(trained.adapters) or (None, wanted)
+    model = _wide_base(trained, tokenizer, trust_remote_code, torch.float32 if merges else dtype)
+    return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
+
+
+def load_beside(trained: Trained, adapter: Adapter, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype) -> Any:
+    """The model with its last adapter beside its weights, and those before it in them: what an export is compared with."""
+    model = _wide_base(trained, tokenizer, trust_remote_code, dtype)
+    if not trained.adapters:
+        return model
+    return open_adapter(adapter.merge(model, trained.adapters[:-1]), trained.adapters[-1])
+
+
+def _wide_base(trained: Trained, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype) -> Any:
+    """The base in `dtype` with rows for all tokens; layers of few bits are widened."""
+    asked, held = held_in(trained.adapters) or (None, dtype)
     model = load_model(trained.base, held, trust_remote_code, asked, change=trained.change)
     if is_held(model):
         log.info("%s %s in few bits: its layers are widened", trained.base, "was trained" if asked else "comes")
-        model = widen(model, wanted).to(wanted)
-    fit_vocabulary(model, tokenizer, resize=merges)
-    return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
+        model = widen(model, dtype).to(dtype)
+    fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
+    return model
 
 
 def load_answering(

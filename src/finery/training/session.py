@@ -21,8 +21,9 @@ from finery.files import usual_modes
 from finery.log import get_logger
 from finery.methods.base import Method
 from finery.models.adapters.base import Adapter, num_trained, set_trainable
-from finery.models.export import save_stop_tokens
+from finery.models.ending import save_stop_tokens
 from finery.models.head import bare
+from finery.models.lineage import write_lineage
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
 from finery.models.quantized import num_weights
@@ -251,6 +252,7 @@ class Session:
             save_stop_tokens(model, folder, template.stop_ids)
             if self.adapter.takes_adapters:
                 save_positions(bare(model), folder, self.stretched)
+                write_lineage(folder, self.model.model_name_or_path, locate_model(self.model))
             usual_modes(folder)
 
         try:  # an optimizer may need a package or a device

@@ -1,0 +1,1 @@
+"""Whether an export is what was trained: the same prompts through both, compared token by token."""
