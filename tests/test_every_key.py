@@ -12,6 +12,7 @@ import torch
 
 import keys_of_adapters
 import keys_of_data
+import keys_of_exports
 import keys_of_losses
 import keys_of_optimizers
 import keys_of_precision
@@ -310,26 +311,24 @@ def export_dir(bench: Bench) -> None:
 
 
 def export_size(bench: Bench) -> None:
-    from finery.models.export import save_model
+    from finery.models.shards import write_shards
 
     # the key counts in GB, the tiny model has 0.00012 of them
-    bench.patch.setattr("finery.models.export.save_model", lambda model, folder, size, stop: save_model(model, folder, size * 6e-5, stop))
+    bench.patch.setattr("finery.models.merging.write_shards", lambda tensors, folder, size: write_shards(tensors, folder, int(size * 6e-5)))
     assert [len(list(bench.export(export_size=size).folder.glob("*.safetensors"))) for size in (5, 1)] == [1, 3]
 
 
 def export_device(bench: Bench) -> None:
-    from finery.models import trained
+    from finery.models import merging
 
     devices: list[str] = []
-    load: Any = trained.load_trained
+    merged: Any = merging.merged
 
     def spy(*args: Any) -> Any:
         devices.append(args[-1].type)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.cuda, "is_available", lambda: False)
-            return load(*args[:-1], torch.device("cpu"))
+        return merged(*args[:-1], torch.device("cpu"))
 
-    bench.patch.setattr(trained, "load_trained", spy)
+    bench.patch.setattr(merging, "merged", spy)
     bench.patch.setattr(torch.cuda, "is_available", lambda: True)
     assert not bench.export().complaint and not bench.export(export_device="auto").complaint
     assert devices == ["cpu", "cuda"]
@@ -351,6 +350,7 @@ NAMED: tuple[Any, ...] = (
 OTHERS: dict[str, Callable[[Bench], None]] = (
     keys_of_data.OTHERS
     | keys_of_adapters.OTHERS
+    | keys_of_exports.OTHERS
     | keys_of_losses.OTHERS
     | keys_of_optimizers.OTHERS
     | keys_of_precision.OTHERS

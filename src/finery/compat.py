@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXTRA_OF = {
     "modelscope": "modelscope",
     **dict.fromkeys(("bitsandbytes", "hqq", "torchao", "optimum.quanto"), "quant"),
+    **dict.fromkeys(("gptqmodel", "optimum.gptq"), "gptq"),
     **dict.fromkeys(("galore_torch", "apollo_torch", "badam", "adam_mini"), "optim"),
 }
 """Which extra of ours brings an optional package."""
@@ -161,3 +162,24 @@ def varlen_attention(
     how |= {"window_size": (behind, 0)} if "window_size" in known else {"is_causal": True}
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     return varlen_attn(q, k, v, starts, starts, longest, longest, **how)[None]  # type: ignore[arg-type, index]
+
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE, _USUAL = 1 << 20, 32 << 20  # bytes; glibc itself raises its threshold up to the latter
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Large blocks of memory go back to the system as soon as they are freed. glibc keeps them otherwise, and where small ones that stay
+    lie between them, a program that never holds more than a layer grows to the size of the model. Elsewhere than on glibc, nothing is done.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    try:
+        yield
+    finally:
+        if mallopt:
+            mallopt(_M_MMAP_THRESHOLD, _USUAL)

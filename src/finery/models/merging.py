@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finery.compat import quiet_transformers
+from finery.compat import large_blocks_returned, quiet_transformers
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter
@@ -208,6 +208,10 @@ class _Layered(Merged):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See `Merged`; in the order of the files."""
+        with large_blocks_returned():
+            yield from self._tensors()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         done: set[str] = set()
         ties = {name for name, held in self._token_rows.items() if name != held}
         for name in [*self.shards.files, *sorted(ties if self.parted else ())]:

@@ -17,8 +17,9 @@ from finery.data.sample import Message
 from finery.data.template import TemplateOptions, load_template
 from finery.errors import UserError
 from finery.models.adapters.lora import LoRA
-from finery.models.export import ollama_file, save_model
+from finery.models.ending import save_stop_tokens
 from finery.models.load import load_model
+from finery.models.ollama import ollama_file
 from finery.models.tokenizer import load_tokenizer
 from finery.run import Run
 
@@ -78,18 +79,6 @@ def test_the_base_itself_is_exported_where_nothing_was_trained(keys: Keys, tiny_
     assert torch.equal(logits(plain(folder)[0]), logits(plain(tiny_model)[0]))
 
 
-def test_shards(tmp_path: Path, tiny_model: Path) -> None:
-    model = load_model(tiny_model, torch.float32, False)
-    save_model(model, tmp_path / "shards", 4e-5, frozenset({2}))
-    shards = list((tmp_path / "shards").glob("*.safetensors"))
-    largest = max(weight.nbytes for weight in model.state_dict().values())
-    assert len(shards) > 1 and all(sum(weight.nbytes for weight in load_file(shard).values()) <= max(4e4, largest) for shard in shards)
-    assert set(json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())["weight_map"].values()) == {
-        shard.name for shard in shards
-    }
-    assert torch.equal(logits(load_model(tmp_path / "shards", torch.float32, False)), logits(model))
-
-
 # ------------------------------------------------------------------ what goes with the weights
 
 
@@ -105,7 +94,8 @@ def test_plain_transformers_ends_at_every_stop(tiny_model: Path, tmp_path: Path)
     first = int(logits(model)[0, -1].argmax())
     how = {"attention_mask": torch.ones_like(IDS), "do_sample": False, "pad_token_id": 0, "max_new_tokens": 4}
     for name, stops, length in (("one", {2}, 10), ("two", {2, first}, 7)):
-        save_model(model, tmp_path / name, 5, frozenset(stops))
+        model.save_pretrained(str(tmp_path / name))
+        save_stop_tokens(model, tmp_path / name, frozenset(stops))
         assert load_model(tmp_path / name, torch.float32, False).generate(IDS, **how).shape[1] == length
 
 
