@@ -8,7 +8,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check fix bench docs size soak clean
+.PHONY: help venv demo test check fix bench docs image size soak clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ docs: .venv/.core ## draw docs/keys.md from the options
 	@$(BIN)/finery options --markdown > docs/keys.md.new
 	@mv docs/keys.md.new docs/keys.md
 	@echo "docs: docs/keys.md is new"
+
+image: ## build the container images without a Docker engine and run Finery inside (root; wants buildah and debootstrap)
+	@$(PYTHON) docker/image.py $(ARGS)
 
 size: ## lines of Python per room of src/finery
 	@find src/finery -name '*.py' -exec awk 'END { print NR, FILENAME }' {} \; | awk ' \
