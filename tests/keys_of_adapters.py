@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from composites import build
 from conftest import build_model
 from watched import Bench, Case, Outcome, has, losses, says
 
@@ -96,6 +97,23 @@ def adapter_folder(bench: Bench) -> None:
     assert bench.train(**whole, adapter_folder="inner").adapter["r"] == 3
 
 
+def opens(key: str, value: bool, trains: str) -> Callable[[Bench], None]:
+    """What a key of composite models lets learn, beside (or in place of) the language model."""
+
+    def case(bench: Bench) -> None:
+        base = {"model_name_or_path": str(build(bench.tmp_path / "llava", "llava")), "finetuning_type": "full"}
+        assert "; trained: language model\n" in bench.train(**base).said
+        changed = bench.train(**base, **{key: value}, **({"freeze_vision_tower": False} if value else {}))
+        assert f"; trained: {trains}\n" in changed.said
+        assert bool(changed.complaint) == value  # no text goes through the others
+
+    return case
+
+
 OTHERS: dict[str, Callable[[Bench], None]] = {
     case.__name__: case for case in (new_special_tokens_config, init_special_tokens, lora_target_parameters, adapter_folder)
+} | {
+    "freeze_vision_tower": opens("freeze_vision_tower", False, "language model and vision tower"),
+    "freeze_multi_modal_projector": opens("freeze_multi_modal_projector", False, "language model and projector"),
+    "freeze_language_model": opens("freeze_language_model", True, "vision tower"),
 }

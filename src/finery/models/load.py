@@ -11,6 +11,7 @@ from finery.compat import quiet_transformers
 from finery.errors import UserError
 from finery.hub import HUBS, Hub, UnknownName, active_hub, fetch, folder_of, is_local, is_path
 from finery.log import get_logger
+from finery.models.composite import auto_class
 from finery.models.gguf import gguf_of, plain_folder
 from finery.models.listed import did_you_mean, hub_id
 from finery.models.new_tokens import TokenOptions, start_rows
@@ -177,6 +178,7 @@ def load_model(
 ) -> Any:
     """A causal language model with weights of one `dtype`, on the CPU; raises `UserError`, also where a weight is not there.
 
+    One that sees or hears comes with all of its parts.
     Where it comes quantised, or is to be (`asked`), its linear layers hold their weights in few bits, on `device`. `change` is made to
     the config before; `from_scratch`, weights are drawn by torch's dice and not read.
     """
@@ -184,21 +186,20 @@ def load_model(
 
     quiet_transformers()
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     if from_scratch:
-        return _random_model(_config(folder, trust_remote_code, change), folder, dtype, trust_remote_code)
+        return _random_model(read_model_config(folder, trust_remote_code, change), folder, dtype, trust_remote_code)
     device = device or torch.device("cpu")
     way = opening(folder, asked, dtype, device)
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(way.arguments if way else {})}
     if change:
-        how["config"] = _config(folder, trust_remote_code, change)
+        how["config"] = read_model_config(folder, trust_remote_code, change)
     if way and way.bits is None:
-        model = way.quantizer.read(folder, how.get("config") or _config(folder, trust_remote_code, None), dtype, device)
+        model = way.quantizer.read(folder, how.get("config") or read_model_config(folder, trust_remote_code, None), dtype, device)
         if model is not None:
             return settle(model, way, dtype, device)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
+        loaded: Any = auto_class(folder).from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise not_loaded(folder, "causal language model", error) from None
     model, found = loaded
@@ -209,7 +210,8 @@ def load_model(
     return settle(model, way, dtype, device) if way else model
 
 
-def _config(folder: Path, trust_remote_code: bool, change: Callable[[Any], None] | None) -> Any:
+def read_model_config(folder: Path, trust_remote_code: bool, change: Callable[[Any], None] | None) -> Any:
+    """A model's config, with `change` made to it; raises `UserError`."""
     from transformers import AutoConfig
 
     try:
@@ -221,11 +223,21 @@ def _config(folder: Path, trust_remote_code: bool, change: Callable[[Any], None]
     return config
 
 
-def _random_model(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM, GenerationConfig
+def has_own_code(folder: Path) -> bool:
+    """Whether a model brings Python files that compute it."""
+    import json
 
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map"))
+    except (OSError, ValueError):  # told where the model is loaded
+        return False
+
+
+def _random_model(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        model = auto_class(folder).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise not_loaded(folder, "causal language model", error) from None
     if (folder / "generation_config.json").exists():
@@ -247,9 +259,10 @@ def own_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).dtype
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise not_loaded(folder, "model", error) from None
+    found = config.dtype or config.get_text_config().dtype
     found = getattr(torch, found) if isinstance(found, str) else found
     return found if isinstance(found, torch.dtype) else torch.float32
 

@@ -13,6 +13,7 @@ from typing import Any
 from finery.errors import UserError, suggestion
 from finery.log import get_logger
 from finery.models.adapters.base import Adapter, layer_stack, module_names
+from finery.models.composite import Parts, open_parts
 from finery.options import Finding
 
 log = get_logger(__name__)
@@ -41,8 +42,8 @@ class PeftAdapter(Adapter):
         return bool(folders) and not self.starts_anew
 
     @abstractmethod
-    def config(self, model: Any, new_tokens: range) -> Any:
-        """peft's config of a fresh adapter."""
+    def config(self, model: Any, parts: Parts, new_tokens: range) -> Any:
+        """peft's config of a fresh adapter, in the `parts` of the model that are trained."""
 
     def check(self, run: Any) -> Iterator[Finding]:
         """A fresh adapter is only created beside others."""
@@ -66,7 +67,7 @@ class PeftAdapter(Adapter):
         if goes_on:
             log.info("going on with the adapter in %s: its own rank, alpha and targets count", folders[-1])
             return saves_lean(open_adapter(merged, folders[-1], is_trainable=True))
-        config = self.config(merged, new_tokens)
+        config = self.config(merged, open_parts(merged, self.shared), new_tokens)
         try:
             return saves_lean(get_peft_model(merged, config))
         except (ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, RuntimeError, ImportError) as error:
@@ -76,11 +77,11 @@ class PeftAdapter(Adapter):
         """Merge adapters one after the other, in the order given; raises `UserError` for one that does not fit or cannot be merged."""
         for folder in folders:
             opened = open_adapter(model, folder)
+            _part_tied(opened.get_base_model())
             try:
                 model = opened.merge_and_unload()
             except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"the adapter in {folder} is of a kind that cannot be merged into weights: {reason}") from None
+                raise not_mergeable(folder, error) from None
         return model
 
     def put_on(self, model: Any, folders: Sequence[Path]) -> Any:
@@ -89,13 +90,22 @@ class PeftAdapter(Adapter):
             raise UserError("several adapters cannot be put on weights of few bits: merge them first, with finery export")
         return open_adapter(model, folders[0]) if folders else model
 
-    def additional(self, model: Any) -> list[str]:
-        """`additional_target`; raises `UserError` for a module that is not there."""
-        known = {name for name, _ in named(model)} - {""}
+    def additional(self, model: Any, parts: Parts) -> list[str]:
+        """`additional_target`, of composite models by whole paths; raises `UserError` for a module that is not there, or frozen."""
+        known = {path for path, _ in model.named_modules() if path}
+        asked: list[str] = []
         for name in self.shared.additional_target:
-            if name.rpartition(".")[2] not in known:
-                raise UserError(f"'additional_target': the model has no module {name!r}{suggestion(name, known)}")
-        return list(self.shared.additional_target)
+            if not (found := [path for path in known if is_called(path, name)]):
+                hint = suggestion(name, {path.rpartition(".")[2] for path in known})
+                raise UserError(f"'additional_target': the model has no module {name!r}{hint}")
+            found = parts.opened(found, "additional_target", name)
+            asked += sorted(found) if parts.is_composite else [name]
+        return asked
+
+
+def is_called(path: str, name: str) -> bool:
+    """Whether `name` is a path, or the end of one."""
+    return path == name or path.endswith(f".{name}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -106,28 +116,54 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def targets(model: Any, key: str, asked: Sequence[str]) -> list[str]:
+def targets(model: Any, key: str, asked: Sequence[str], parts: Parts, layers: Sequence[int] | None = None) -> list[str]:
     """The linear layers that `asked` means: names or ends of paths, `all` but the head, or one regular expression for whole paths.
 
-    Raises `UserError` for what no layer is called.
+    Of composite models only those in `parts` that are trained, and of a model's `layers` only those that are numbered here; both are told
+    by whole paths. Raises `UserError` for what no layer is called.
     """
     known = module_names(model)
-    if "all" in asked:
-        return sorted(known)
     paths = sorted(path for found in known.values() for path in found)
-    if len(asked) == 1 and REGEX.search(asked[0]):
-        try:
-            matching = [path for path in paths if re.fullmatch(asked[0], path)]
-        except re.error as error:
-            raise UserError(f"{key!r}: {asked[0]!r} is no regular expression: {error}") from None
-        if not matching:
-            raise UserError(f"{key!r}: no linear layer's path is matched by {asked[0]!r}; paths are such as {paths[0]}")
-        return matching
-    for name in asked:
-        if name not in known and not any(path == name or path.endswith(f".{name}") for path in paths):
+    if "all" in asked:
+        found, names = _all_open(key, paths, parts), sorted(known)
+    elif len(asked) == 1 and REGEX.search(asked[0]):
+        found = names = parts.opened(_matching(key, asked[0], paths), key, asked[0])
+    else:
+        found, names = _called(key, asked, known, parts), list(asked)
+    if layers is not None:
+        stack, _ = layer_stack(model)
+        return [path for path in found if path.startswith(tuple(f"{stack}{number}." for number in layers))]
+    return found if parts.is_composite else names
+
+
+def _all_open(key: str, paths: Sequence[str], parts: Parts) -> list[str]:
+    found = [path for path in paths if parts.is_open(path)]
+    bare = " and the ".join(sorted(parts.present - parts.frozen - {parts.of(path) for path in found}))
+    if not found:
+        raise UserError(f"{key!r}: the {bare} of this model has no linear layers; 'additional_target' may name its modules")
+    if bare:
+        log.warning("%r: the %s of this model has no linear layers; 'additional_target' may name its modules", key, bare)
+    return found
+
+
+def _matching(key: str, regex: str, paths: Sequence[str]) -> list[str]:
+    try:
+        matching = [path for path in paths if re.fullmatch(regex, path)]
+    except re.error as error:
+        raise UserError(f"{key!r}: {regex!r} is no regular expression: {error}") from None
+    if not matching:
+        raise UserError(f"{key!r}: no linear layer's path is matched by {regex!r}; paths are such as {paths[0]}")
+    return matching
+
+
+def _called(key: str, asked: Sequence[str], known: Mapping[str, Sequence[str]], parts: Parts) -> list[str]:
+    paths = [path for found in known.values() for path in found]
+    called = {name: [path for path in paths if is_called(path, name)] for name in asked}
+    for name, found in called.items():
+        if not found:
             hint = suggestion(name, known) or f"; there are: {', '.join(sorted(known))}"
             raise UserError(f"{key!r}: the model has no linear layer {name!r}{hint}")
-    return list(asked)
+    return sorted({path for name, found in called.items() for path in parts.opened(found, key, name)})
 
 
 def any_transposed(model: Any, targets: Sequence[str]) -> bool:
@@ -154,12 +190,27 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return ((path.rpartition(".")[2], module) for path, module in model.named_modules())
 
 
-def open_adapter(model: Any, folder: Path, is_trainable: bool = False) -> Any:
-    """The model with the adapter in `folder` beside its weights."""
+def _part_tied(model: Any) -> None:
+    """Where embedding and head are one weight, and an update was trained beside one of them, the other must not get it by a merge."""
+    from torch import nn
+
+    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    plain = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in layers]
+    if len(plain) == 2 and any("base_layer" in layer._modules for layer in layers) and plain[0].weight is plain[1].weight:
+        plain[1].weight = nn.Parameter(plain[0].weight.detach().clone(), requires_grad=False)
+
+
+def not_mergeable(folder: Path, error: object) -> UserError:
+    """What to tell of an adapter that peft cannot merge."""
+    return UserError(f"the adapter in {folder} is of a kind that cannot be merged into weights: {' '.join(str(error).split())[:200]}")
+
+
+def open_adapter(model: Any, folder: Path, is_trainable: bool = False, is_light: bool = False) -> Any:
+    """The model with the adapter in `folder` beside its weights; `is_light`: beside a model that has none, nothing is drawn first."""
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable, low_cpu_mem_usage=is_light)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
         raise UserError(f"the adapter in {folder} does not fit this model: {reason}") from None

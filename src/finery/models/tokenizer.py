@@ -1,5 +1,6 @@
 """Tokenizers, loaded from a folder or a hub."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ from finery.models.load import not_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""How a model that sees or hears reads images, videos and sounds."""
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
@@ -29,12 +33,18 @@ def own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path, jinja: str | None) -> None:
-    """Save with the template that was really used; the class name is one that transformers 4 knows, too."""
+    """Save with the template that was really used; the class name is one that transformers 4 knows, too.
+
+    What processes images and sounds lies beside the tokenizer that was loaded, and goes with it.
+    """
     import json
 
     if jinja is not None:
         tokenizer.chat_template = jinja
     tokenizer.save_pretrained(str(folder))
+    for path in (Path(tokenizer.name_or_path) / name for name in PROCESSORS):
+        if path.exists() and not (folder / path.name).exists():
+            shutil.copy2(path, folder / path.name)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     before = json.dumps(config)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from finery.models.composite import LANGUAGE, parts_of
 from finery.models.quantized import HELD
 from finery.training.memory import is_out_of_memory
 
@@ -87,7 +88,10 @@ def flops_each(model: Any) -> tuple[float, float]:
     """
     head = model.get_output_embeddings()
     each = {False: 0.0, True: 0.0}
-    for module in model.modules():
+    parts = parts_of(model)
+    for path, module in model.named_modules():
+        if parts.of(path) != LANGUAGE:  # no text goes through towers and projectors
+            continue
         if HELD in module.__dict__:
             each[False] += module.in_features * module.out_features * 4
         elif isinstance(module, torch.nn.Linear):

@@ -35,7 +35,8 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
     """Put every kernel that is on and fits in place on `model`, which is on its device already.
 
     Then its first layers run with some rows apart by the model's own code, and packed with all kernels. Where losses or gradients
-    differ, rows are padded; where they differ still, nothing is put in place. Both are said. A choice of an earlier session is obeyed.
+    differ, rows are padded; where they differ still, nothing is put in place. Both are said. Choices of an earlier session are obeyed:
+    the kernels that it gave up are not put in place.
     """
     base, fast, patches = bare(model), Fast(), Patches()
     teach(base)
@@ -44,7 +45,10 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
     # what a checkpoint tells was tried when its run began
     plain = None if choices.knows(PACKS) or not any_on else tries.measure("apart")
     for name in KERNELS.names():
-        if name != PACKS:
+        if name != PACKS and (given_up := choices.remembered.get(name)):
+            fast.left[name] = given_up.why
+            choices.change(name, False, given_up.why, given_up.step)
+        elif name != PACKS:
             _place(name, kernels[name], base, patches, fast)
     packing = Patches()
     if choices.settle(PACKS, lambda: (True, "a trial of the first layers gave the same")):
@@ -54,6 +58,7 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
     if plain is not None and not fast.end_to_end and (found := tries.difference(plain, "padded")):
         for name in list(fast.places):
             _give_up(name, found, patches, fast)
+            choices.change(name, False, found, 0)
         teach(base)
     if fast.places:
         log.info("kernels: %s", ", ".join(f"{name} in {count}" for name, count in sorted(fast.places.items())))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finery.data.rows.base import Row
+from finery.errors import UserError
 from finery.models.adapters.base import first_layers, num_trained
 from finery.models.head import bare
 from finery.models.kernels.base import in_mode
@@ -101,7 +102,13 @@ class Lanes:
         return results
 
     def backward(self, total: Tensor) -> bool:
-        """Adds the gradients of `total` to this lane's; false outside of a lane, where nothing was done."""
+        """Adds the gradients of `total` to this lane's; false outside of a lane, where nothing was done.
+
+        Raises `UserError` where nothing that is trained has a part in it.
+        """
+        if not total.requires_grad:
+            told = "only a vision tower or a projector is trained, and texts alone do not go through them"
+            raise UserError(f"this step would learn nothing: {told}; 'freeze_language_model: false' trains the language model")
         if getattr(self._mine, "sums", None) is None:
             return False
         torch.autograd.grad(total, self._trained, allow_unused=True)  # `_keep` takes them as they come

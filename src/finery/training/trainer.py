@@ -20,7 +20,7 @@ from finery.log import get_logger
 from finery.methods.base import Loss, Method
 from finery.models.head import Scores, bare, teach
 from finery.models.kernels.functions.mixed_linear import COPIES
-from finery.training.checkpoint import load_state, random_states, restore_random_states, save_state
+from finery.training.checkpoint import keep_formats, load_renamed, load_state, random_states, restore_random_states, save_state
 from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
 from finery.training.lanes import Lanes, share_out
@@ -69,6 +69,7 @@ class Trainer(transformers.Trainer):
         self.step_size = step_size
         self.choices = choices
         teach(bare(self.model))
+        keep_formats(self.model)
         self.lanes = Lanes(self.model, choices["micro_batches_at_once"])  # type: ignore[arg-type]
         measured = method.needs_reference and order is not None
         self.reference = StartModel(self.model, self._scores) if measured else None  # type: ignore[arg-type]
@@ -365,10 +366,15 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not load_renamed(self.model, Path(resume_from_checkpoint)):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint {resume_from_checkpoint} does not fit this run's settings: {reason}") from None
+
+    def _load_best_model(self) -> None:
+        if not load_renamed(self.model, Path(str(self.state.best_model_checkpoint))):
+            super()._load_best_model()
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -376,11 +382,9 @@ class Trainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         name = f"rng_{self.args.process_index}"
-        if checkpoint is None:
-            return
-        if not (Path(checkpoint) / f"{name}.json").exists():
+        if checkpoint is not None and not (Path(checkpoint) / f"{name}.json").exists():
             log.warning("%s holds no state of the dice of process %s: this run will draw others", checkpoint, self.args.process_index)
-        else:
+        elif checkpoint is not None:
             restore_random_states(load_state(Path(checkpoint), name))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finery.errors import UserError
+from finery.models.composite import LANGUAGE, CompositeOptions, parts_of
 from finery.models.quantized import HELD
 from finery.options import CommaList, Finding, OptionGroup
 
@@ -21,7 +22,7 @@ _MOST_FIRST = 8
 """Layers that are enough to try things with, whatever kinds there are."""
 
 
-class AdapterOptions(OptionGroup):
+class AdapterOptions(CompositeOptions):
     additional_target: CommaList = ()
     """Modules that are trained in full and saved with an adapter, such as embed_tokens."""
     create_new_adapter: bool = False
@@ -42,7 +43,7 @@ class Adapter(ABC):
     model_file = "model.safetensors"  # what a finished output folder holds
     config_file = "config.json"
 
-    shares: ClassVar[frozenset[str]] = frozenset()  # the keys of `AdapterOptions` that it reads
+    shares: ClassVar[frozenset[str]] = frozenset()  # the keys of `AdapterOptions` that it reads, beside those of composite models
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
@@ -80,7 +81,7 @@ class Adapter(ABC):
 
     def check(self, run: Any) -> Iterator[Finding]:
         """What does not fit together with other keys; a shared key that this part does not read asks for what will not be."""
-        for key in AdapterOptions.model_fields.keys() - self.shares:
+        for key in AdapterOptions.model_fields.keys() - CompositeOptions.model_fields.keys() - self.shares:
             if getattr(self.shared, key) != AdapterOptions.model_fields[key].default:
                 text = f"is not read with this 'finetuning_type', found {run.choices.finetuning_type!r}"
                 yield Finding(key, text, fatal=key == "use_llama_pro")
@@ -112,10 +113,12 @@ def module_names(model: Any) -> dict[str, list[str]]:
 
 
 def layer_stack(model: Any) -> tuple[str, Any]:
-    """The longest list of modules, which is the stack of layers, and its name with a dot; raises `UserError` where there is none."""
+    """The language model's longest list of modules, which is its stack of layers, and its name with a dot; raises `UserError` for none."""
     from torch import nn
 
-    stacks = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    parts = parts_of(model)
+    stacks = [(f"{name}.", module) for name, module in lists if parts.of(name) == LANGUAGE]
     if not stacks:
         raise UserError("the model has no stack of layers: 'finetuning_type: lora' or 'full' may serve")
     return max(stacks, key=lambda stack: len(stack[1]))

@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from finery.log import get_logger
+from finery.models.composite import LANGUAGE, Parts
 from finery.models.loftq import starts_from_rounding
 from finery.models.new_tokens import token_layers
-from finery.models.peft_adapter import PeftAdapter, any_transposed, expanded_layers, named, targets
+from finery.models.peft_adapter import PeftAdapter, any_transposed, expanded_layers, is_called, named, targets
 from finery.models.pissa import begins_with_main_parts
 from finery.options import CommaList, Finding, OptionGroup
 
@@ -92,28 +93,27 @@ class LoRA(PeftAdapter):
             key = "pissa_init" if options.pissa_init else "loftq_init"
             yield Finding(key, "has no effect on an adapter that is gone on with ('adapter_name_or_path')", fatal=False)
 
-    def config(self, model: Any, new_tokens: range) -> Any:
+    def config(self, model: Any, parts: Parts, new_tokens: range) -> Any:
         """As the keys say; of a model that was expanded, only the added layers."""
         from peft import LoraConfig
 
         options = self.options
-        chosen = targets(model, "lora_target", options.lora_target)
         layers = expanded_layers(model, self.shared.freeze_trainable_layers) if self.shared.use_llama_pro else None
+        chosen = targets(model, "lora_target", options.lora_target, parts, layers)
         _tell_experts(model, options.lora_target_parameters)
         return LoraConfig(
             r=options.lora_rank,
             lora_alpha=self.alpha,
             lora_dropout=options.lora_dropout,
             target_modules=chosen,
-            target_parameters=list(options.lora_target_parameters) or None,
-            layers_to_transform=layers,
+            target_parameters=_parameters(model, options.lora_target_parameters, parts) or None,
             rank_pattern=dict(options.lora_rank_pattern),
             alpha_pattern=dict(options.lora_alpha_pattern),  # type: ignore[arg-type]
             use_rslora=options.use_rslora,
             use_dora=options.use_dora,
             fan_in_fan_out=any_transposed(model, chosen),
-            modules_to_save=self.additional(model) or None,
-            trainable_token_indices=self._new_rows(model, new_tokens),
+            modules_to_save=self.additional(model, parts) or None,
+            trainable_token_indices=self._new_rows(model, parts, new_tokens),
             ensure_weight_tying=self._trains_tied(model),
             task_type="CAUSAL_LM",
         )
@@ -128,11 +128,12 @@ class LoRA(PeftAdapter):
             starts_from_rounding(made)
         return made
 
-    def _new_rows(self, model: Any, new_tokens: range) -> dict[str, list[int]] | None:
-        """Train just the new tokens' rows, in the head too where it has rows of its own; not where they are trained whole."""
-        names = set(_embeddings(model)) - self._whole
-        rows = {name: list(new_tokens) for name in sorted(names)}
-        return rows if rows and new_tokens and not self._trains_tied(model) else None
+    def _new_rows(self, model: Any, parts: Parts, new_tokens: range) -> dict[str, list[int]] | None:
+        """Train just the new tokens' rows, in the head too where it has rows of its own; not where they are trained whole, or frozen."""
+        paths = [path for path in _embeddings(model) if path.rpartition(".")[2] not in self._whole]
+        rows = {path if parts.is_composite else path.rpartition(".")[2]: list(new_tokens) for path in sorted(paths)}
+        trained = new_tokens and LANGUAGE not in parts.frozen and not self._trains_tied(model)
+        return rows if rows and trained else None
 
     def _trains_tied(self, model: Any) -> bool:
         """Whether the embedding is trained whole while it is the head as well: the two must stay one."""
@@ -155,7 +156,15 @@ def _tell_experts(model: Any, asked: Sequence[str]) -> None:
         log.warning("the experts' weights (%s) get no adapter: 'lora_target_parameters: %s' would give them one", ", ".join(fused), told)
 
 
+def _parameters(model: Any, asked: Sequence[str], parts: Parts) -> list[str]:
+    """`lora_target_parameters`, of composite models by whole paths; what no weight is called is peft's to tell."""
+    if not parts.is_composite:
+        return list(asked)
+    called = {name: [path for path, _ in model.named_parameters() if is_called(path, name)] for name in asked}
+    return sorted({path for name, found in called.items() for path in parts.opened(found, "lora_target_parameters", name) or [name]})
+
+
 def _embeddings(model: Any) -> list[str]:
-    """The last names of the modules that hold a row for every token."""
+    """The paths of the modules that hold a row for every token."""
     layers = token_layers(model)
-    return [name for name, module in named(model) if module in layers]
+    return [path for path, module in model.named_modules() if module in layers]

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from finery.models.composite import Parts
 from finery.models.peft_adapter import PeftAdapter, any_transposed, targets
 from finery.options import CommaList, Finding, OptionGroup
 
@@ -34,18 +35,18 @@ class OFT(PeftAdapter):
         if self.options.module_dropout:
             yield Finding("module_dropout", "has no effect: peft 0.21 builds OFT's dropout and does not apply it", fatal=False)
 
-    def config(self, model: Any, new_tokens: range) -> Any:
+    def config(self, model: Any, parts: Parts, new_tokens: range) -> Any:
         """As the keys say; new tokens' rows are no rotations, and are trained where `additional_target` names their modules."""
         from peft import OFTConfig
 
         options = self.options
-        chosen = targets(model, "oft_target", options.oft_target)
+        chosen = targets(model, "oft_target", options.oft_target, parts)
         return OFTConfig(
             r=options.oft_rank,
             oft_block_size=0 if options.oft_rank else options.oft_block_size,
             module_dropout=options.module_dropout,
             target_modules=chosen,
             fan_in_fan_out=any_transposed(model, chosen),
-            modules_to_save=self.additional(model) or None,
+            modules_to_save=self.additional(model, parts) or None,
             task_type="CAUSAL_LM",
         )

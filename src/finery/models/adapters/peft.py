@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import Field
 
 from finery.errors import UserError, suggestion
+from finery.models.composite import Parts
 from finery.models.peft_adapter import PeftAdapter, any_transposed, targets
 from finery.options import Finding, OptionGroup, one_of, shown
 
@@ -43,7 +44,7 @@ class Peft(PeftAdapter):
         else:
             yield from _check_keys(methods[name], self.options.peft_config)
 
-    def config(self, model: Any, new_tokens: range) -> Any:
+    def config(self, model: Any, parts: Parts, new_tokens: range) -> Any:
         """peft's own config; layers are all linear ones where the method needs some and none are named."""
         name = self.options.peft_type.lower()
         kind = weight_methods()[name]
@@ -52,14 +53,14 @@ class Peft(PeftAdapter):
         if "target_modules" in known and (name not in NO_LINEAR_LAYERS or given.get("target_modules")):
             named = given.get("target_modules") or "all"
             asked = [named] if isinstance(named, str) else list(named)
-            given["target_modules"] = targets(model, "peft_config", ["all"] if asked == ["all-linear"] else asked)
+            given["target_modules"] = targets(model, "peft_config", ["all"] if asked == ["all-linear"] else asked, parts)
         if "feedforward_modules" in known and "feedforward_modules" not in given:
             inner = ("down_proj", "fc2", "w2")  # the layers after an activation, as families of models call them
             given["feedforward_modules"] = [path for path in given["target_modules"] if path.rpartition(".")[2] in inner]
         if "fan_in_fan_out" in known and any_transposed(model, given.get("target_modules", ())):
             given["fan_in_fan_out"] = True
         if "modules_to_save" in known and self.shared.additional_target:
-            given["modules_to_save"] = self.additional(model)
+            given["modules_to_save"] = self.additional(model, parts)
         if "total_step" in known:
             # the run's own number of steps is told before the first, see `begin`; until then, one that leaves room
             given["total_step"] = given.get("tinit", 0) + given.get("tfinal", 0) + 1

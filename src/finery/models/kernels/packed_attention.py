@@ -51,10 +51,17 @@ class PackedAttention(Kernel):
 
         AttentionInterface.register(NAMES["own"], attend)
         AttentionInterface.register(NAMES["sdpa"], attend_by_sdpa)
-        before = model.config._attn_implementation
-        model.set_attn_implementation(NAMES[self._chosen(model)])
-        patches.also(lambda: model.set_attn_implementation(before))
-        return int(model.config.get_text_config().num_hidden_layers)
+        config, text = model.config, model.config.get_text_config()
+        inner = next((key for key in config.sub_configs if getattr(config, key) is text), None)
+        before = (config._attn_implementation, text._attn_implementation)
+
+        def put(outer: str, own: str) -> None:
+            # towers see rows of their own, in both directions
+            model.set_attn_implementation({"": outer, inner: own} if inner else outer)
+
+        put(*[NAMES[self._chosen(model)]] * 2)
+        patches.also(lambda: put(*before))
+        return int(text.num_hidden_layers)
 
     def _chosen(self, model: Any) -> str:
         if self.options.flash_attn != "auto":
