@@ -105,7 +105,10 @@ def test_an_answer_spoils_no_weights(wide_model: Path, changes: dict[str, Any]) 
         assert torch.equal(model(input_ids=torch.arange(5, 29)[None]).logits, first)
 
 
-LIFE = [("bnb", 4, {}), ("bnb", 8, {}), ("hqq", 3, {}), ("hqq", 2, {"bf16": True}), ("torchao", 8, {}), ("quanto", 8, {})]
+LIFE = [
+    ("bnb", 4, {}), ("bnb", 8, {}), ("hqq", 3, {}), ("hqq", 2, {"bf16": True}), ("torchao", 8, {}), ("torchao", 4, {}), ("quanto", 8, {}),
+    *(pytest.param("quanto", bits, {}, marks=pytest.mark.slow) for bits in (4, 2)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "bits", "changes"), LIFE, ids=lambda value: str(value) if not isinstance(value, dict) else "")

@@ -151,6 +151,7 @@ def opened_source(run: Run) -> Iterator[tuple[Source, Template]]:
             num_ctx=run.rows.cutoff_len,
             shard_bytes=int(run.export.export_size * 1e9),
             trust_remote_code=run.model.trust_remote_code,
+            corpora={"dataset_dir": run.data.dataset_dir, "download": run.model.download, "seed": run.loop.seed},
         )
         yield source, template
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +85,7 @@ class Limits:
     """How far an export may be from what was trained, over all places of the probes' texts."""
 
     mean_kl: float  # from the trained model: Kullback-Leibler divergence of the next token's distribution, in nats
-    effect: tuple[float, float]  # how much of the training's effect may be in the export: 1 all of it, 0 nothing, 2 twice
+    effect: tuple[float, float] | None = None  # how much of the training's effect must be there: 1 all of it, 2 twice; None: not looked at
     exact: float | None = None  # mean KL from the trained model merged in memory and rounded once; None: the form rounds in its own way
 
     @classmethod
@@ -113,6 +113,7 @@ class Source:
     num_ctx: int
     shard_bytes: int
     trust_remote_code: bool
+    corpora: Mapping[str, Any]  # where data sets lie (`dataset_dir`, `download`) and the `seed`, for forms that calibrate
 
     @cached_property
     def merged(self) -> Merged:

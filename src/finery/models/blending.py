@@ -26,13 +26,9 @@ def blend(base: Path, folders: Sequence[Path], how: str, weights: Sequence[float
     """
     for folder in folders:
         found = read_config(folder)
-        if (
-            found.get("peft_type") != "LORA"
-            or found.get("use_dora")
-            or found.get("modules_to_save")
-            or found.get("trainable_token_indices")
-        ):
-            what = "no LoRA" if found.get("peft_type") != "LORA" else "a LoRA with DoRA, or with whole modules or tokens beside it"
+        beside = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if found.get(key)]
+        if found.get("peft_type") != "LORA" or beside:
+            what = f"a LoRA with {beside[0]}" if beside else "no LoRA"
             raise UserError(f"'export_merge_type': {folder} holds {what}, which cannot be blended; merge one after the other instead")
     model = open_adapter(hollow_model(base), folders[0], is_light=True)
     names = [model.active_adapter]

@@ -1,7 +1,9 @@
 """Models that come as a GGUF file: widened once into a folder of safetensors, and plain models from then on."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finery.compat import quiet_transformers
 from finery.errors import UserError
@@ -9,12 +11,12 @@ from finery.files import cache_folder, digest, new_folder
 from finery.hub import folder_of
 from finery.log import get_logger
 
-log = get_logger(__name__)
+if TYPE_CHECKING:
+    import torch
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How Llama 3 and Qwen 2 split text; they differ in how many digits stand together."""
-DIGITS = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
-"""By the name that a GGUF file gives its pre-tokenizer (`tokenizer.ggml.pre`)."""
+    from finery.models.gguf_reading import Contents
+
+log = get_logger(__name__)
 
 
 def gguf_of(name: str) -> Path | None:
@@ -41,57 +43,52 @@ def plain_folder(file: Path) -> Path:
     return folder
 
 
-def convert(file: Path, folder: Path) -> None:
-    """Weights in bf16, config and tokenizer, with what the conversion loses; raises `UserError` for what cannot be read."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+def convert(file: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Weights (in 32 or 16 bits as in the file, else in bf16), config and tokenizer; raises `UserError` for what cannot be read."""
+    from finery.models.gguf_reading import Contents, mend_tokens
     from finery.models.tokenizer import save_tokenizer  # which itself knows of names and folders
 
     quiet_transformers()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    facts = _facts(file)
+    contents = Contents(file)
+    facts = contents.facts
     try:
-        # a GGUF is loaded packed unless it is asked to be plain, and packed weights cannot be trained or saved
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-        tokenizer: Any = AutoTokenizer.from_pretrained(**where)
+        model = _model(contents, dtype or contents.dtype)
+        tokenizer = _tokenizer(contents)
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
         raise UserError(f"{file} holds no model that can be read: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if eps := getattr(model.config, "rms_norm_eps", None):
         model.config.rms_norm_eps = float(f"{eps:.4g}")  # the file holds it rounded to fp32
-    if context := facts.get("context_length"):
+    if context := contents.shape.get("context_length"):
         model.config.max_position_embeddings = tokenizer.model_max_length = int(context)
+    if len(stops := contents.stop_ids) > 1:
+        model.generation_config.eos_token_id = stops
     for holder in (model, model.config):
         holder.__dict__.pop("quantization_config", None)
     model.save_pretrained(str(folder))
-    _mend_splitting(tokenizer, str(facts.get("pre", "")))
-    save_tokenizer(tokenizer, folder, tokenizer.chat_template)
+    mend_tokens(tokenizer, contents)
+    save_tokenizer(tokenizer, folder, facts.get("tokenizer.chat_template"))
 
 
-def _facts(file: Path) -> dict[str, Any]:
-    """`context_length` and `pre`, the name of the pre-tokenizer."""
-    from gguf import GGUFReader
+def _model(contents: Contents, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    try:
-        fields = GGUFReader(str(file)).fields
-    except (ValueError, OSError, IndexError) as error:
-        raise UserError(f"{file} is no GGUF file: {error}") from None
-    wanted = {"context_length": ".context_length", "pre": "tokenizer.ggml.pre"}
-    return {name: field.contents() for name, end in wanted.items() for key, field in fields.items() if key.endswith(end)}
+    from finery.models.gguf_reading import read_config, read_weights
+
+    file, family = contents.file, contents.family
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    config = AutoConfig.from_pretrained(**where) if family is None else read_config(contents, family)
+    if family is not None and (family.arch not in GGUF_SUPPORTED_ARCHITECTURES or config.model_type == "mistral"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.load_state_dict(dict(read_weights(contents, model, family)), strict=False)
+        model.tie_weights()
+        return model
+    # a GGUF is loaded packed unless it is asked to be plain, and packed weights cannot be trained or saved
+    return AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
 
 
-def _mend_splitting(tokenizer: Any, pre: str) -> None:
-    """How text is split before tokens are sought: the conversion keeps the vocabulary, and splits all families alike."""
-    from tokenizers import Regex, pre_tokenizers
+def _tokenizer(contents: Contents) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if pre == "smollm":
-        first = pre_tokenizers.Digits(individual_digits=True)
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    elif pre in DIGITS:
-        first = pre_tokenizers.Split(Regex(WORDS % DIGITS[pre]), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        # Llama 3 takes a word that is a token as it is, even where its merges would end elsewhere
-        tokenizer.backend_tokenizer.model.ignore_merges = pre == "llama-bpe"
-    else:
-        return
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
+    kind = AutoTokenizer if contents.family is None else PreTrainedTokenizerFast
+    return kind.from_pretrained(str(contents.file.parent), gguf_file=contents.file.name)

@@ -43,12 +43,14 @@ def answers(model: Any, probes: Sequence[Probe], stop_ids: Sequence[int], writes
 def _written(model: Any, ids: Tensor, stop_ids: Sequence[int]) -> list[int]:
     """The likeliest tokens, one after the other; the model's own settings of sampling do not count."""
     found: list[int] = []
+    past = None
     for _ in range(NUM_WRITTEN):
-        token = int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax())
-        found.append(token)
-        if token in stop_ids:
+        said = model(input_ids=ids, past_key_values=past, use_cache=True)
+        past = said.past_key_values
+        found.append(int(said.logits[0, -1].argmax()))
+        if found[-1] in stop_ids:
             break
-        ids = torch.cat([ids, ids.new_tensor([[token]])], dim=1)
+        ids = ids.new_tensor([[found[-1]]])
     return found
 
 

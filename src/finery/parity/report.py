@@ -65,7 +65,11 @@ class Report:
         if self.moved:
             yield "mean KL of the trained model from its base", f"{self.moved.mean_kl:.2e}", ""
         if self.effect is not None:
-            yield "of the training's effect, the export has", f"{self.effect:.1%}", "{:.0%} to {:.0%}".format(*self.limits.effect)
+            yield (
+                "of the training's effect, the export has",
+                f"{self.effect:.1%}",
+                "{:.0%} to {:.0%}".format(*self.limits.effect) if self.limits.effect else "",
+            )
         if self.as_trained:
             yield "mean KL from the model on few bits, as trained", f"{self.as_trained.mean_kl:.2e}", ""
         same = sum(text["trained"] == text["exported"] for text in self.texts)
@@ -121,17 +125,16 @@ def _faults(report: Report, probes: Sequence[Probe], equal: Sequence[bool], stop
         yield f"its next tokens are {far} from the trained model's, at most {limits.mean_kl:.0e} may be"
     if limits.exact is not None and report.exact and report.exact.mean_kl > limits.exact:
         yield f"it is {report.exact.mean_kl:.2e} nats (mean KL) from what the trained model gives when it is merged and rounded once"
-    if report.effect is not None and not limits.effect[0] <= report.effect <= limits.effect[1]:
+    if report.effect is not None and limits.effect and not limits.effect[0] <= report.effect <= limits.effect[1]:
         yield f"it has {report.effect:.0%} of what the training has changed"
 
 
 def _notes(report: Report) -> Iterator[str]:
     if report.moved and report.effect is None:
         yield "the training has changed too little to tell whether its effect is in the export"
-    if report.effect is not None and report.effect < _MOSTLY:
+    if report.effect is not None and report.limits.effect and report.effect < _MOSTLY:
         kept = f"{report.effect:.0%} of what the training has changed is left in this form"
-        wider = ", since half precision cannot hold smaller changes: 'export_dtype: float32' keeps all" if report.limits.exact else ""
-        yield f"{kept}{wider}"
+        yield f"{kept}, since half precision cannot hold smaller changes: 'export_dtype: float32' keeps all"
 
 
 _MOSTLY = 0.9

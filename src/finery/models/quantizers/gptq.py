@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from finery.models.quantizers.base import Quantizer
@@ -27,6 +28,7 @@ class GPTQ(Quantizer):
         """In plain torch: other layers of gptqmodel lose the way back to the inputs once they have answered without gradients."""
         from transformers import GPTQConfig
 
+        room_for_workers()
         return {"quantization_config": GPTQConfig(bits=int(config["bits"]), backend="torch")}
 
     def holds(self, layer: nn.Module) -> bool:
@@ -36,3 +38,13 @@ class GPTQ(Quantizer):
     def plain_weight(self, layer: Any, dtype: torch.dtype) -> Tensor:
         """Widened, in `dtype`; gptqmodel holds them (inputs, outputs)."""
         return layer.dequantize_weight().t().to(dtype)
+
+    def tensors(self, layer: Any) -> Iterator[Tensor]:
+        """gptqmodel's layers hold no weight: packed numbers and zeros, scales, and to which group each column belongs."""
+        yield from (layer.qweight, layer.qzeros, layer.scales, layer.g_idx)
+
+
+def room_for_workers() -> None:
+    """gptqmodel 7.6 asks its pool for two workers and gives it one where there are two cores or fewer."""
+    if (os.cpu_count() or 1) <= 2:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")

@@ -40,6 +40,13 @@ class TorchAO(Quantizer):
 
         return {"quantization_config": TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(GROUP)))}
 
+    def finish(self, model: Any, bits: int | None, dtype: torch.dtype, device: torch.device) -> Any:
+        """transformers 5.23 refuses adapters beside any but 8 bits, though all formats give gradients to their inputs."""
+        found = model.hf_quantizer
+        if not found.is_trainable:
+            found.__class__ = type(type(found).__name__, (type(found),), {"is_trainable": True})
+        return model
+
     def holds(self, layer: nn.Module) -> bool:
         """A linear layer with one of torchao's tensors."""
         from torchao.utils import TorchAOBaseTensor
