@@ -109,7 +109,16 @@ def longest(windows: list[list[int]]) -> int:
     return max(map(len, windows))
 
 
-OTHERS = {case.__name__: case for case in (export_format, export_quantization_bit, export_dtype, export_verify)} | {
+def export_gguf_type(bench: Bench) -> None:
+    """The tiny model has 32 bits, which is what `auto` keeps."""
+    found: list[Path] = []
+    for changes in ({}, {"export_gguf_type": "f16"}):
+        found += bench.export(**PLAIN, export_format="gguf", **changes).folder.glob("*.gguf")
+    assert [file.name.rpartition("-")[2] for file in found] == ["f32.gguf", "f16.gguf"]
+    assert found[0].stat().st_size > 1.3 * found[1].stat().st_size  # the tokens take the rest
+
+
+OTHERS = {case.__name__: case for case in (export_format, export_quantization_bit, export_dtype, export_verify, export_gguf_type)} | {
     "export_merge_type": blends("export_merge_type", "cat"),
     "export_adapter_weights": blends("export_adapter_weights", [0.9, 0.1]),
     "export_density": blends("export_density", 0.9),

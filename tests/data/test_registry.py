@@ -117,6 +117,8 @@ def test_data_falls_back_to_the_packaged_sets(tmp_path: Path, monkeypatch: pytes
     assert "identity" in catalogue("data").entries
     assert default_folder("other") == Path("other")
     (tmp_path / "data").mkdir()
+    assert default_folder("data") == PACKAGED  # a container's empty volume
+    (tmp_path / "data" / "mine.json").write_text("[]")
     assert default_folder("data") == Path("data")
 
 

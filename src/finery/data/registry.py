@@ -108,8 +108,9 @@ class Catalogue:
 
 
 def default_folder(asked: str) -> Path:
-    """`dataset_dir`; `data` means the packaged sets where there is no folder of that name."""
-    return PACKAGED if asked == "data" and not Path(asked).is_dir() else Path(asked)
+    """`dataset_dir`; `data` means the packaged sets where there is no folder of that name, or an empty one (a volume of a container)."""
+    folder = Path(asked)
+    return PACKAGED if asked == "data" and not (folder.is_dir() and any(folder.iterdir())) else folder
 
 
 def read_catalogue(dataset_dir: str | Mapping[str, Any], download: Mapping[str, Any] | None) -> Catalogue | None:
