@@ -15,8 +15,25 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "docs" / "precision" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_every_precision_learns_on_the_real_model() -> None:
-    runs = result("real")["runs"]
+def test_every_precision_lives_on_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learnt, took the bytes that it should, went on with a checkpoint to the same adapter, and answered."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = import_module("precision")
+    found = result("real")
+    assert found["rows"] >= 200
+    assert [run["setting"] for run in found["runs"]] == list(script.SETTINGS)
+    for run in found["runs"]:
+        assert len(run["losses"]) == found["steps"]
+        assert all(run[kind][-1] < run[kind][0] for kind in script.MEASURED), run["setting"]
+        assert abs(run["bits each"] - run["bits expected"]) <= 0.1 * run["bits expected"], run["setting"]
+        assert 0 < run["resumed"]["from step"] < found["steps"] and run["resumed"]["adapter's bytes are equal"]
+        assert not any(apart for what, apart in run["resumed"].items() if what.startswith("largest")), run["setting"]
+        assert run["answer"]
+        assert all(script.line(run) in page for page in PAGES), run["setting"]
+
+
+def test_every_precision_learns_in_bf16() -> None:
+    runs = result("real_bf16")["runs"]
     assert {run["setting"].split(", ")[-1] for run in runs} == {"16 bits", "8 bits", "4 bits", "3 bits", "2 bits"}
     for run in runs:
         assert run["held out"][-1][1] < run["held out"][0][1]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finery.commands.train import train
 from finery.data.order import Sequential, Shuffled
@@ -308,3 +309,27 @@ def test_choices_are_obeyed_on_resume(keys: Callable[..., dict], tmp_path: Path,
     resumed = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(whole / "checkpoint-2"))))
     assert "token_budget: 77  # decided: memory was used up (from step 2 on)" in (resumed / "run.yaml").read_text()
     assert json.loads((resumed / "checkpoint-3" / "choices.json").read_text())["token_budget"] == told["token_budget"]
+
+
+def test_kernels_that_were_given_up_stay_so_on_resume(keys: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would change the last bits of a run that began without them."""
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    with monkeypatch.context() as during:
+        during.setattr("finery.training.fast._Trial.difference", lambda *_: "they differ")
+        whole = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "whole"))))
+    resumed = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(whole / "checkpoint-2"))))
+    told = [json.loads((folder / "checkpoint-3" / "choices.json").read_text()) for folder in (whole, resumed)]
+    assert told[0].keys() == told[1].keys() and {"rms_norm", "head_loss"} <= told[1].keys()
+    assert told[1]["rms_norm"] == {"value": False, "why": "they differ", "step": 0}
+    assert "rms_norm: false  # decided: they differ" in (resumed / "run.yaml").read_text()
+
+
+def test_bf16_weights_stay_so_on_resume(keys: Callable[..., dict], tmp_path: Path) -> None:
+    """peft would widen an adapter that is read from a checkpoint, and lanes would then miss its gradients."""
+    saves = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "pure_bf16": True, "finetuning_type": "lora", "learning_rate": 1e-2}
+    saves |= {"micro_batches_at_once": 2, "token_budget": 64}
+    whole = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "whole"))))
+    resumed = train(Run.from_dict(keys(**saves, output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(whole / "checkpoint-2"))))
+    ours, theirs, before = (load_file(folder / "adapter_model.safetensors") for folder in (whole, resumed, whole / "checkpoint-2"))
+    assert all(weight.dtype == torch.bfloat16 and torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert any(not torch.equal(weight, before[name]) for name, weight in theirs.items())

@@ -52,7 +52,7 @@ class HuggingFace(Engine):
         import torch
 
         drawn = {} if options.greedy else {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
-        with torch.inference_mode():
+        with torch.no_grad():  # quanto takes views of packed weights, which it cannot in inference mode
             ids = torch.tensor([prompt_ids], device=self.model.device)
             self.model.generate(
                 input_ids=ids,
