@@ -21,7 +21,7 @@ from finery.models.composite import auto_class
 from finery.models.load import fit_vocabulary, has_own_code, read_model_config
 from finery.models.loftq import held_in
 from finery.models.new_tokens import begin_rows
-from finery.models.peft_adapter import not_mergeable, open_adapter
+from finery.models.peft_adapter import not_mergeable, open_adapter, read_config
 from finery.models.quantized import own_quantization
 from finery.models.shards import Shards, write_shards
 from finery.models.trained import Trained, load_trained
@@ -141,9 +141,8 @@ class _Layered(Merged):
     @cached_property
     def layers(self) -> Sequence[_Adapter]:
         """The adapters, each beside a model without weights."""
-        return [
-            _Adapter(open_adapter(_hollow(self._skeleton(self.tokenizer)), folder, is_light=True), folder) for folder in self.found.adapters
-        ]
+        bare = ((_hollow(self._skeleton(self.tokenizer)), folder) for folder in self.found.adapters)
+        return [_Adapter(open_adapter(model, folder, is_light=_opens_light(folder)), folder) for model, folder in bare]
 
     @cached_property
     def groups(self) -> set[str]:
@@ -331,6 +330,12 @@ def _put(module: nn.Module, name: str, weight: Tensor) -> None:
         holder._buffers[own] = weight
     else:
         holder._parameters[own] = nn.Parameter(weight, requires_grad=False)
+
+
+def _opens_light(folder: Path) -> bool:
+    """Whether peft 0.21 can open an adapter without drawing its weights first: not where AdaLoRA has taken ranks away."""
+    config = read_config(folder)
+    return config.get("peft_type") != "ADALORA" or not config.get("rank_pattern")
 
 
 def _mergeable(folder: Path) -> bool:
