@@ -73,8 +73,9 @@ class GPTQExport(Export):
         write_beside(source, folder, is_whole=False)  # Ollama reads no such weights
 
     def limits(self, dtype: torch.dtype) -> Limits:
-        """Of the bits."""
-        return Limits(FAR[self.shared.export_quantization_bit or 0])
+        """Of the bits; fewer than 8 move more than a small training does, so that its effect is not looked at."""
+        bits = self.shared.export_quantization_bit or 0
+        return Limits(FAR[bits], (0.5, 1.5) if bits == 8 else None)
 
     def open(self, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         """As anybody would, on a machine of few cores as well."""

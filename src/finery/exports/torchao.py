@@ -52,5 +52,6 @@ class TorchAOExport(Export):
         return super().open(folder, own_dtype(folder, trust_remote_code=False))
 
     def limits(self, dtype: torch.dtype) -> Limits:
-        """Of the bits."""
-        return Limits(FAR[self.shared.export_quantization_bit or 0])
+        """Of the bits; fewer than 8 move more than a small training does, so that its effect is not looked at."""
+        bits = self.shared.export_quantization_bit or 0
+        return Limits(FAR[bits], (0.5, 1.5) if bits == 8 else None)
