@@ -179,8 +179,14 @@ def test_a_file_is_no_folder(keys: Keys, tmp_path: Path) -> None:
 
 def test_an_older_export_is_replaced(keys: Keys, tmp_path: Path) -> None:
     folder = export(Run.from_dict(keys()))
-    (folder / "left-over.txt").write_text("old")
-    assert export(Run.from_dict(keys())) == folder and not (folder / "left-over.txt").exists()
+    (folder / "Modelfile").write_text("old")
+    assert export(Run.from_dict(keys())) == folder and (folder / "Modelfile").read_text() != "old"
+    (folder / "left-over.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files that no export has written"):
+        export(Run.from_dict(keys()))
+    (folder / "left-over.txt").unlink()
+    (folder / "parity.json").unlink()  # as exports were before there were reports
+    assert export(Run.from_dict(keys())) == folder and (folder / "parity.json").exists()
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from finery import __version__
 from finery.errors import UserError
-from finery.exports.base import REPORT, Source, is_export
+from finery.exports.base import REPORT, Source, is_export, sign, written_files
 from finery.log import get_logger
 from finery.run import Run
 
@@ -61,7 +61,7 @@ def export(run: Run) -> Path:
     from finery.files import new_folder, usual_modes
     from finery.upload import check_upload, upload
 
-    target, hub_name, tokens = _target(run), run.export.export_hub_model_id, run.model.download["tokens"]
+    target, hub_name, tokens = _free(_target(run)), run.export.export_hub_model_id, run.model.download["tokens"]
     if hub_name:
         check_upload(hub_name, tokens)
     if run.form.package:
@@ -88,7 +88,8 @@ def verify_again(run: Run) -> Report:
         raise UserError(f"'export_dir': there is nothing in {target} that could be verified")
     with opened_source(run) as (source, template):
         report = verify(source, template, run.form, target, run.quantizing, run.model)
-    report.write(target)
+    told = report.told() | {"files": sorted(written_files(target) or ())}  # what the user has put there since is not ours
+    (target / REPORT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log.info("%s beside what was trained:\n%s", target, report.table())
     if not report.passed:
         raise NotTheSame(target, report)
@@ -98,12 +99,12 @@ def verify_again(run: Run) -> Report:
 def _prove(run: Run, source: Source, template: Template, folder: Path, target: Path) -> None:
     """Compare, write the report into the folder, and put the folder aside where it is not what was trained."""
     if not run.export.export_verify:
-        (folder / REPORT).write_text(json.dumps({"finery": __version__, "form": run.form.name, "verified": False}) + "\n", encoding="utf-8")
+        sign(folder, {"finery": __version__, "form": run.form.name, "verified": False})
         return
     from finery.parity.verify import verify
 
     report = verify(source, template, run.form, folder, run.quantizing, run.model)
-    report.write(folder)
+    sign(folder, report.told())
     log.info("the export beside what was trained:\n%s", report.table())
     for note in report.notes:
         log.warning("%s", note)
@@ -184,6 +185,11 @@ def _target(run: Run) -> Path:
         raise UserError("'export_dir' is needed and was not given: where the merged model goes")
     if target.exists() and not target.is_dir():
         raise UserError(f"'export_dir': {target} is a file; name a folder")
+    return target
+
+
+def _free(target: Path) -> Path:
+    """The folder, where nothing that is not ours would be lost; raises `UserError`."""
     if target.is_dir() and any(target.iterdir()) and not is_export(target):
         raise UserError(f"'export_dir': {target} holds files that no export has written; name another folder")
     return target

@@ -124,21 +124,39 @@ class Source:
 
 
 REPORT = "parity.json"
-"""What an export says of itself; a folder that has it may be replaced by another export."""
-SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py", ".gguf", "")
-"""Endings of what exports write; a folder that holds anything else is not replaced."""
+"""What an export says of itself: what was compared, and which files it wrote. A folder of these alone may be replaced by another export."""
+_BEFORE = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py", "")
+"""Endings of what exports wrote that had no report yet, only a signed Modelfile."""
+
+
+def sign(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write the report of an export that was just written: `told`, and the names of its files."""
+    import json
+
+    files = sorted({REPORT, *(path.name for path in folder.iterdir())})
+    (folder / REPORT).write_text(json.dumps({**told, "files": files}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def written_files(folder: Path) -> set[str] | None:
+    """The names of the files that an export wrote into a folder; nothing where no report tells."""
+    import json
+
+    try:
+        return set(json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_export(folder: Path) -> bool:
     """Whether an export of ours has filled this folder, and nobody has put anything else into it."""
-    return _is_signed(folder) and all(entry.is_file() and entry.suffix in SUFFIXES for entry in folder.iterdir())
+    from finery.models.ollama import SIGNATURE
 
-
-def _is_signed(folder: Path) -> bool:
-    from finery.models.ollama import SIGNATURE  # which exports before the report began with
-
+    entries = list(folder.iterdir())
+    if (files := written_files(folder)) is not None:
+        return all(entry.is_file() and entry.name in files for entry in entries)
     path = folder / "Modelfile"
-    return (folder / REPORT).is_file() or (path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(SIGNATURE))
+    signed = path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(SIGNATURE)
+    return signed and all(entry.is_file() and entry.suffix in _BEFORE for entry in entries)
 
 
 def write_beside(source: Source, folder: Path, is_whole: bool = True) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from finery import __version__
-from finery.exports.base import REPORT, Limits
+from finery.exports.base import Limits
 from finery.parity.answers import Answers, Distance, distance, effect
 from finery.parity.probes import Probe
 from finery.parity.reopened import Reopened
@@ -41,10 +39,9 @@ class Report:
         """Whether the export is what was trained."""
         return not self.faults
 
-    def write(self, folder: Path) -> None:
-        """Beside the weights."""
-        told = {"finery": __version__, "verified": True, "passed": self.passed, **asdict(self)}
-        (folder / REPORT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    def told(self) -> dict[str, Any]:
+        """What the file in the export's folder says."""
+        return {"finery": __version__, "verified": True, "passed": self.passed, **asdict(self)}
 
     def table(self) -> str:
         """A line for each thing that was compared."""
