@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
     """A long answer is stopped by one SIGINT, the program goes on and leaves at `exit`."""
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={tiny_model}", "max_new_tokens=100000", "do_sample=false"]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever started the tests in the background has it ignored
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=heard)
     os.close(slave)
     screen = b""
 
