@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from finery import __version__
 from finery.errors import UserError
-from finery.exports.base import REPORT, Source, is_export, sign, written_files
+from finery.exports.base import Source, is_export, sign, written_files
 from finery.log import get_logger
 from finery.run import Run
 
@@ -88,8 +87,7 @@ def verify_again(run: Run) -> Report:
         raise UserError(f"'export_dir': there is nothing in {target} that could be verified")
     with opened_source(run) as (source, template):
         report = verify(source, template, run.form, target, run.quantizing, run.model)
-    told = report.told() | {"files": sorted(written_files(target) or ())}  # what the user has put there since is not ours
-    (target / REPORT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sign(target, report.told(), written_files(target) or ())  # what the user has put there since is not ours
     log.info("%s beside what was trained:\n%s", target, report.table())
     if not report.passed:
         raise NotTheSame(target, report)
@@ -139,14 +137,14 @@ def opened_source(run: Run) -> Iterator[tuple[Source, Template]]:
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = run_template(run, tokenizer)
     on_gpu = run.export.export_device == "auto" and torch.cuda.is_available()
-    with _blended(run, found) as (found, base_name):
+    with _blended(run, found) as found:
         source = Source(
             found=found,
             adapter=run.adapter,
             tokenizer=tokenizer,
             stop_ids=template.stop_ids,
             jinja=template.jinja,
-            base_name=base_name,
+            base_name=run.model.model_name_or_path,
             dtype=named_dtype(run.export.export_dtype or run.model.infer_dtype, trained_dtype(found, run.model)),
             device=torch.device("cuda" if on_gpu else "cpu"),
             num_ctx=run.rows.cutoff_len,
@@ -158,11 +156,11 @@ def opened_source(run: Run) -> Iterator[tuple[Source, Template]]:
 
 
 @contextmanager
-def _blended(run: Run, found: Trained) -> Iterator[tuple[Trained, str]]:
-    """One adapter in place of several where `export_merge_type` asks for it, for as long as it is needed; and what the base is called."""
-    options, name = run.export, run.model.model_name_or_path
+def _blended(run: Run, found: Trained) -> Iterator[Trained]:
+    """One adapter in place of several where `export_merge_type` asks for it, for as long as it is needed."""
+    options = run.export
     if options.export_merge_type is None:
-        yield found, name
+        yield found
         return
     from finery.models.blending import blend
 
@@ -173,7 +171,7 @@ def _blended(run: Run, found: Trained) -> Iterator[tuple[Trained, str]]:
         for path in found.tokenizer_folder.glob("*token*"):  # what the adapters brought
             if path.is_file() and found.tokenizer_folder in found.adapters:
                 shutil.copy2(path, folder / path.name)
-        yield replace(found, adapters=[folder]), name
+        yield replace(found, adapters=[folder])
 
 
 def _target(run: Run) -> Path:

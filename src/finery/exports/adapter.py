@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery.errors import UserError
-from finery.exports.base import Export, Limits, Source, write_beside
+from finery.exports.base import Export, Limits, Source
 from finery.options import Finding
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Adapter(Export):
         if len(source.found.adapters) != 1:
             found = f"{len(source.found.adapters)} adapters were named" if source.found.adapters else "no adapter was named or found"
             raise UserError(f"'export_format: adapter' writes a single adapter, and {found}: 'export_merge_type' makes one of several")
+        from finery.models.tokenizer import save_tokenizer
+
         (adapter,) = source.found.adapters
         for name in FILES:
             if (adapter / name).exists():
@@ -41,7 +43,7 @@ class Adapter(Export):
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": source.base_name, "inference_mode": True}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_beside(source, folder, is_whole=False)
+        save_tokenizer(source.tokenizer, folder, source.jinja)
 
     def limits(self, dtype: torch.dtype) -> Limits:
         """Nothing was computed: both are the same adapter beside the same base."""

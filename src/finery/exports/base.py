@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,12 +129,12 @@ _BEFORE = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py", "")
 """Endings of what exports wrote that had no report yet, only a signed Modelfile."""
 
 
-def sign(folder: Path, told: Mapping[str, Any]) -> None:
-    """Write the report of an export that was just written: `told`, and the names of its files."""
+def sign(folder: Path, told: Mapping[str, Any], files: Iterable[str] | None = None) -> None:
+    """Write the report of an export: `told`, and the names of the `files` that are its own; not given: all that there are."""
     import json
 
-    files = sorted({REPORT, *(path.name for path in folder.iterdir())})
-    (folder / REPORT).write_text(json.dumps({**told, "files": files}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    own = sorted({REPORT, *(path.name for path in folder.iterdir())} if files is None else files)
+    (folder / REPORT).write_text(json.dumps({**told, "files": own}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def written_files(folder: Path) -> set[str] | None:
@@ -159,15 +159,15 @@ def is_export(folder: Path) -> bool:
     return signed and all(entry.is_file() and entry.suffix in _BEFORE for entry in entries)
 
 
-def write_beside(source: Source, folder: Path, is_whole: bool = True) -> None:
-    """What goes with weights: the tokenizer with its template, and for a whole model the stop tokens and a Modelfile."""
+def write_beside(source: Source, folder: Path, for_ollama: bool = True) -> None:
+    """What goes with the weights of a whole model: tokenizer, template, stop tokens, and a Modelfile where Ollama reads them."""
     from finery.models.ending import save_stop_tokens
     from finery.models.ollama import ollama_file
     from finery.models.tokenizer import save_tokenizer
 
     save_tokenizer(source.tokenizer, folder, source.jinja)
-    if is_whole:
-        save_stop_tokens(source.merged, folder, source.stop_ids)
+    save_stop_tokens(source.merged, folder, source.stop_ids)
+    if for_ollama:
         (folder / "Modelfile").write_text(ollama_file(source.tokenizer, source.stop_ids, source.num_ctx), encoding="utf-8")
 
 
@@ -208,3 +208,28 @@ class Export(ABC):
     def check(self, run: Any) -> Iterator[Finding]:
         """What does not fit together with other keys. That its package is there is asked where it is used: the same file trains."""
         yield from ()
+
+
+class FewBits(Export):
+    """A form that holds linear layers in the bits that `export_quantization_bit` asks for; Ollama reads none of these."""
+
+    far: ClassVar[Mapping[int, float]] = {}  # mean KL in nats that is too far, by bits
+
+    @property
+    def asked_bits(self) -> int:
+        """`export_quantization_bit`, which is given wherever such a form is chosen."""
+        return self.shared.export_quantization_bit or 0
+
+    def packed(self, source: Source, folder: Path, quantizer: Any, device: torch.device | None = None) -> Any:
+        """The merged model as `quantizer` holds it: on a CPU, whose way of storing every machine reads, unless a `device` is given."""
+        import torch
+
+        from finery.models.quantizers.base import Quantizing
+        from finery.models.repacked import repacked
+
+        asked = Quantizing(quantizer, self.asked_bits)
+        return repacked(source.merged, folder, asked, source.dtype, device or torch.device("cpu"), source.trust_remote_code)
+
+    def limits(self, dtype: torch.dtype) -> Limits:
+        """Of the bits; fewer than 8 move more than a small training does, so that its effect is not looked at."""
+        return Limits(self.far[self.asked_bits], (0.5, 1.5) if self.asked_bits == 8 else None)

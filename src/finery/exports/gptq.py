@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from finery.compat import need
 from finery.data.calibration import Corpus, calibration
 from finery.data.messages import as_dicts, as_schemas
 from finery.data.sample import BadRecord, Sample
-from finery.exports.base import Export, Limits, Source, write_beside
+from finery.exports.base import FewBits, Source, write_beside
 from finery.models.quantizers.gptq import GPTQ, room_for_workers
 from finery.options import Finding, OptionGroup
 
@@ -23,15 +23,15 @@ __all__ = ["GPTQExport"]
 
 GROUPS = (128, 64, 32)
 """How many weights of a row share a scale: as many as divide the rows of every layer."""
-FAR = {8: 0.05, 4: 2.5, 3: 7.0, 2: 35.0}
-"""Mean KL in nats that is too far, for models of 135 million weights; larger ones lose much less."""
 
 
-class GPTQExport(Export):
+class GPTQExport(FewBits):
     """The merged model, quantised layer after layer so that each answers to the calibration texts as it did (arXiv 2210.17323)."""
 
     bits = (2, 3, 4, 8)
     package = "gptqmodel"
+    far: ClassVar[Mapping[int, float]] = {8: 0.05, 4: 2.5, 3: 7.0, 2: 35.0}
+    """Mean KL in nats that is too far, for models of 135 million weights; larger ones lose much less."""
 
     class Options(OptionGroup):
         export_quantization_dataset: str | None = None
@@ -51,11 +51,6 @@ class GPTQExport(Export):
 
     def write(self, source: Source, folder: Path) -> None:
         """Layers are on a GPU one after the other, where there is one."""
-        import torch
-
-        from finery.models.ending import save_stop_tokens
-        from finery.models.quantizers.base import Quantizing
-        from finery.models.repacked import repacked
 
         need("optimum.gptq", "transformers makes and loads GPTQ by it")
         config = source.merged.config.get_text_config()
@@ -64,18 +59,11 @@ class GPTQExport(Export):
         corpus = Corpus(str(self.options.export_quantization_dataset), **source.corpora)
         found = calibration(corpus, source.tokenizer, lambda sample: conversation(sample, source.tokenizer, source.jinja), number, length)
         quantizer = Making(found, row_widths(source.merged.config, source.trust_remote_code))
-        asked = Quantizing(quantizer, self.shared.export_quantization_bit or 0)
-        model = repacked(source.merged, folder, asked, source.dtype, torch.device("cpu"), source.trust_remote_code)
+        model = self.packed(source, folder, quantizer)
         model.config.quantization_config.dataset = None  # every token of the windows
         model.config.use_cache = True
         model.save_pretrained(str(folder), max_shard_size=source.shard_bytes)
-        save_stop_tokens(source.merged, folder, source.stop_ids)
-        write_beside(source, folder, is_whole=False)  # Ollama reads no such weights
-
-    def limits(self, dtype: torch.dtype) -> Limits:
-        """Of the bits; fewer than 8 move more than a small training does, so that its effect is not looked at."""
-        bits = self.shared.export_quantization_bit or 0
-        return Limits(FAR[bits], (0.5, 1.5) if bits == 8 else None)
+        write_beside(source, folder, for_ollama=False)
 
     def open(self, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         """As anybody would, on a machine of few cores as well."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,7 +79,7 @@ def true_base(named: Path, adapters: Sequence[Path]) -> Path:
     Raises `UserError` where none is. Adapters that tell nothing are taken at their word; the weights that few bits were made of may be
     given in their place.
     """
-    told = next(_read(adapters), None)
+    told = _read(adapters)
     if told is None or fingerprint(named) in (None, told.weights):
         return named
     if told.quantised and not own_quantization(named):
@@ -97,12 +97,12 @@ def true_base(named: Path, adapters: Sequence[Path]) -> Path:
     )
 
 
-def _read(adapters: Sequence[Path]) -> Iterator[_Told]:
-    """The lineage of the first adapter that has one: those after it were trained on it merged with what is before them."""
-    for folder in adapters[:1]:
-        try:
-            base = json.loads((folder / FILE).read_text(encoding="utf-8"))["base"]
-        except (OSError, ValueError, KeyError):
-            return
-        if base.get("weights"):
-            yield _Told(base["name"], base["weights"], base.get("folder"), base.get("quantised"))
+def _read(adapters: Sequence[Path]) -> _Told | None:
+    """The lineage of the first adapter, where it has one: those after it were trained on it merged with what is before them."""
+    if not adapters:
+        return None
+    try:
+        base = json.loads((adapters[0] / FILE).read_text(encoding="utf-8"))["base"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return _Told(base["name"], base["weights"], base.get("folder"), base.get("quantised")) if base.get("weights") else None

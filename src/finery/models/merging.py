@@ -23,7 +23,7 @@ from finery.models.loftq import held_in
 from finery.models.new_tokens import begin_rows
 from finery.models.peft_adapter import not_mergeable, open_adapter, read_config
 from finery.models.quantized import own_quantization
-from finery.models.shards import Shards, write_shards
+from finery.models.shards import Shards, tensors_once, write_shards
 from finery.models.trained import Trained, load_trained
 
 log = get_logger(__name__)
@@ -88,11 +88,7 @@ class _Whole(Merged):
         return self.model.generation_config
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        told: set[int] = set()
-        for name, weight in self.model.state_dict(keep_vars=True).items():
-            if id(weight) not in told:
-                told.add(id(weight))
-                yield name, weight.detach()
+        return tensors_once(self.model)
 
     def save(self, folder: Path, shard_bytes: int) -> None:
         self.model.config.use_cache = True  # training switches it off
@@ -131,9 +127,7 @@ class _Layered(Merged):
 
     def _skeleton(self, tokenizer: Any) -> Any:
         """The model without weights; with `tokenizer`, with rows for all of its tokens."""
-        with torch.device("meta"):
-            model = auto_class(self.found.base).from_config(self.config, dtype=torch.float32)
-        model.tie_weights()
+        model = _bare_model(self.found.base, self.config)
         if tokenizer is not None:
             fit_vocabulary(model, tokenizer, resize=True)
         return model
@@ -242,9 +236,15 @@ class _Layered(Merged):
 def hollow_model(folder: Path) -> Any:
     """The model in `folder` without weights, for adapters to be put beside."""
     quiet_transformers()
+    return _hollow(_bare_model(folder, read_model_config(folder, False, None)))
+
+
+def _bare_model(folder: Path, config: Any) -> Any:
+    """On no device."""
     with torch.device("meta"):
-        model = auto_class(folder).from_config(read_model_config(folder, False, None), dtype=torch.float32)
-    return _hollow(model)
+        model = auto_class(folder).from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model
 
 
 def _hollow(model: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -86,3 +87,14 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byte
     total = sum(size for part in parts for size in part.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def tensors_once(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model in memory, on the CPU; of names that share one, the first."""
+    import torch
+
+    told: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if torch.is_tensor(value) and id(value) not in told:
+            told.add(id(value))
+            yield name, value.detach().cpu()

@@ -247,12 +247,14 @@ class Session:
         wanted = [(CALLBACKS[name], options) for name, options in watchers.items() if CALLBACKS[name].wanted(options)]
         parts = [type(part.__name__, (part, TrainerCallback), {})(options, method.plots) for part, options in wanted]
 
+        base = locate_model(self.model)  # once: a hub may be asked for it
+
         def save_beside(folder: Path) -> None:
             save_tokenizer(tokenizer, folder, template.jinja)
             save_stop_tokens(model, folder, template.stop_ids)
             if self.adapter.takes_adapters:
                 save_positions(bare(model), folder, self.stretched)
-                write_lineage(folder, self.model.model_name_or_path, locate_model(self.model))
+                write_lineage(folder, self.model.model_name_or_path, base)
             usual_modes(folder)
 
         try:  # an optimizer may need a package or a device
