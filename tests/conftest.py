@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
-pytest.register_assert_rewrite("keys_of_data", "keys_of_losses", "keys_of_optimizers")
+pytest.register_assert_rewrite("keys_of_data", "keys_of_losses", "keys_of_optimizers", "keys_of_watching")
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -138,6 +138,7 @@ def keys(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Callable[..., dict
             "report_to": "none",
             "bf16": False,  # the same figures on every processor
             "export_verify": False,  # it loads a model in a process of its own: tests of its own show it
+            "save_verify": False,  # it loads the model anew: the same
         }
         return {key: value for key, value in (base | changes).items() if value is not None}
 

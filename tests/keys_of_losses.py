@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conftest import build_model, build_tokenizer
-from watched import Bench, Case, Outcome, losses, says
+from watched import Bench, Case, Outcome, has, losses, says
 
 FAR = {"use_asft_loss": True, "learning_rate": 0.05, "max_steps": 3}
 """Far enough from the start for its hold to be felt."""
@@ -87,6 +87,7 @@ TRAINED: dict[str, Case] = {
     "asft_alpha": Case(5.0, losses, None, FAR),
     "label_smoothing_factor": Case(0.2, losses),
     "neftune_noise_alpha": Case(5.0, losses),
+    "loss_ledger": Case(True, has("loss_ledger"), (False, True)),
     "train_from_scratch": Case(True, losses, None, {"finetuning_type": "full"}),
     "use_reentrant_gc": Case(True, recomputation, (None, {"use_reentrant": True})),
     "print_param_status": Case(True, says("model.norm.weight: 32, float32, cpu, frozen"), (False, True)),

@@ -16,6 +16,7 @@ import keys_of_exports
 import keys_of_losses
 import keys_of_optimizers
 import keys_of_precision
+import keys_of_watching
 from conftest import build_model
 from finery.data.rows.base import Row
 from finery.errors import UserError
@@ -75,7 +76,7 @@ ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 EPOCHS = keys_of_data.EPOCH
 
 FROM_OTHERS = keys_of_data.TRAINED | keys_of_adapters.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
-TRAINED: dict[str, Case] = FROM_OTHERS | {
+TRAINED: dict[str, Case] = FROM_OTHERS | keys_of_watching.TRAINED | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
     "infer_backend": Case("telepathy", says("'telepathy'"), (False, True)),
@@ -354,6 +355,7 @@ OTHERS: dict[str, Callable[[Bench], None]] = (
     | keys_of_losses.OTHERS
     | keys_of_optimizers.OTHERS
     | keys_of_precision.OTHERS
+    | keys_of_watching.OTHERS
     | {case.__name__: case for case in NAMED}
     | {
         "model_revision": hub_keys("model_revision", "v2", lambda how: how["revision"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finery import __version__, compat
 from finery.commands import command_names
-from finery.errors import UserError, suggestion
+from finery.errors import Stopped, UserError, suggestion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for complaint in error.complaints:
             print(f"error: {complaint}", file=sys.stderr)
         return 2
+    except Stopped as end:
+        return 0 if end.saved else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader (`finery options | head`) has seen enough

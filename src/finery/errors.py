@@ -54,3 +54,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     names = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), names, n=1, cutoff=0.7)
     return names[near[0]] if near else None
+
+
+class Stopped(KeyboardInterrupt):
+    """A run has ended because it was told to; `saved` says whether it can be gone on with from where it was."""
+
+    def __init__(self, saved: bool) -> None:
+        super().__init__()
+        self.saved = saved

@@ -75,3 +75,28 @@ def usual_modes(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         if others:
             path.chmod(others[0].stat().st_mode)
+
+
+def digest_of_file(path: Path) -> str:
+    """blake2b of a file's bytes, 32 hex digits; read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep what was written to a file, or which names a folder holds."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it, at any moment, finds the old text or the new."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from finery.training.callbacks import CALLBACKS
 from finery.training.fp8 import Fp8Options
 from finery.training.optimizers import OPTIMIZERS
 from finery.training.optimizers.base import ADAMW, Optimizer
-from finery.training.output import Line
+from finery.training.output import Line, is_secret
 
 log = get_logger(__name__)
 
@@ -73,6 +73,10 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "export": ExportOptions,
 }
 """Options that every run has; the parts' own come with the parts."""
+
+ANSWERING = ("generation", "export")
+"""Groups that training does not read; nor does it these keys of others."""
+ANSWERING_KEYS = ("infer_backend", "export_format", "infer_dtype")
 
 PARTS: dict[str, tuple[Registry, str]] = {
     "method": (METHODS, "stage"),
@@ -189,6 +193,13 @@ class Run:
         """Whether the optimizer is torch's own, which needs none of the packages that hold weights in few bits."""
         return not self.switched_on and str(self.trainer.get("optim", "")) in ("", *ADAMW)
 
+    def asked(self) -> dict[str, Any]:
+        """What this run's training was asked for, by key; secrets are left out."""
+        parts = [self.method.options, self.adapter.options, self.quantizer.options]
+        parts += [options for switched in self.switched.values() for options in switched.values()]
+        values = _values([*(getattr(self, name) for name in GROUPS if name not in ANSWERING), *parts]) | dict(self.trainer)
+        return {key: value for key, value in values.items() if not is_secret(key) and key not in ANSWERING_KEYS}
+
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:
         """Every key that this run reads, with the value that counts: `decided` holds what the run settled, and why."""
         groups = [getattr(self, name) for name in GROUPS] + [
@@ -199,7 +210,7 @@ class Run:
             self.form.options,
             *(options for parts in self.switched.values() for options in parts.values()),
         ]
-        values = {key: value for group in groups for key, value in group.model_dump(mode="json").items()} | dict(self.trainer)
+        values = _values(groups) | dict(self.trainer)
         if self.source("dataset_dir") == "default" and default_folder(str(self.data.dataset_dir)) == PACKAGED:
             decided = {**decided, "dataset_dir": (str(PACKAGED), "there is no folder data: the packaged sets")}
         for key, value in values.items():
@@ -245,6 +256,10 @@ class Run:
             elif not finding.fatal and not complaints:
                 log.warning(complaint)
         return complaints
+
+
+def _values(groups: Iterable[OptionGroup]) -> dict[str, Any]:
+    return {key: value for group in groups for key, value in group.model_dump(mode="json").items()}
 
 
 def _choose(registry: Registry, name: str, key: str, keys: Keys, written: Keys, complaints: list[Complaint]) -> tuple[Any, OptionGroup]:

@@ -48,19 +48,18 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
         finery.train(given)
     assert not (folder / "checkpoint-3").exists()
     before = (folder / "run.yaml").read_text()
-    with pytest.raises(UserError, match="is the end of a run"):
+    with pytest.raises(UserError, match="is of another run: 'learning_rate' was 0.001, is 9.0"):
         finery.train(given | {"learning_rate": 9.0})
+    with pytest.raises(UserError, match="'max_steps' was 2, is 3.*'resume_from_checkpoint: true' goes on in spite of that"):
+        finery.train(given | {"max_steps": 3})
     assert (folder / "run.yaml").read_text() == before, "a run that was refused left its settings"
-    finery.train(given | {"max_steps": 3})
+    finery.train(given | {"max_steps": 3, "resume_from_checkpoint": True})
     assert (folder / "checkpoint-3").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"lora_rank": 3}, "does not fit this run's settings"),
-        ({"finetuning_type": "full"}, "does not fit this run's settings"),
-        ({"optim": "adamw_bnb_8bit"}, "it is that of torch's AdamW, and this run's is bitsandbytes's AdamW"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit"),
         ({"max_steps": 0}, "'max_steps' should be 1 or more"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 100}, "leaves no step"),
@@ -69,12 +68,38 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
 )
 def test_what_does_not_fit_is_told(changes: dict[str, Any], wanted: str, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     given = keys(save_strategy="steps", save_steps=1)
-    finery.train(given)
+    folder = finery.train(given)
+    before = sorted(str(path) for path in folder.rglob("*"))
     capsys.readouterr()
-    assert main(["train", *words_of(given | {"max_steps": 5} | changes)]) == 2
+    assert main(["train", *words_of(given | {"max_steps": 5, "overwrite_output_dir": True} | changes)]) == 2
     told = capsys.readouterr().err
     assert wanted in told
     assert "Traceback" not in told
+    assert sorted(str(path) for path in folder.rglob("*")) == before, "what cannot begin costs nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"lora_rank": 3}, "'lora_rank' was 8, is 3"),
+        ({"finetuning_type": "full"}, "'finetuning_type' was \"lora\", is \"full\""),
+        ({"optim": "adamw_bnb_8bit"}, "'optim' was"),
+        ({"seed": 7, "cutoff_len": 64}, "'cutoff_len' was 128, is 64; 'seed' was 42, is 7"),
+        ({"gradient_accumulation_steps": 2}, "'gradient_accumulation_steps' was 1, is 2"),
+        ({"dataset": "names"}, "data set 'names' (is new); data set 'sums' (is gone)"),
+        ({"default_system": "Be brief."}, "'default_system' was null"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(changes: dict[str, Any], wanted: str, keys: Keys) -> None:
+    given = keys(save_strategy="steps", save_steps=1)
+    folder = finery.train(given)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    for asked in ({}, {"resume_from_checkpoint": True}):
+        with pytest.raises(UserError) as told:
+            finery.train(given | changes | asked)
+        assert wanted in str(told.value)
+        assert "'overwrite_output_dir: true' starts anew" in str(told.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"} == before
 
 
 @pytest.mark.parametrize("broken", ["trainer_state.json", "optimizer.json"])
@@ -177,7 +202,7 @@ def test_home_is_the_same_everywhere(keys: Keys, tmp_path: Path, monkeypatch: py
 def test_going_on_with_other_save_steps(keys: Keys) -> None:
     given = keys(save_strategy="steps", save_steps=1)
     folder = finery.train(given)
-    finery.train(given | {"max_steps": 6, "save_steps": 3})
+    finery.train(given | {"max_steps": 6, "save_steps": 3, "resume_from_checkpoint": True})
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-6"}
 
 

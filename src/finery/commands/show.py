@@ -22,21 +22,19 @@ NUM_SHOWN = 3
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What is not a key of the run."""
-    parser.usage = "finery show RUN.yaml [--dataset NAME] [--row N] [--num N] [--step N] [--json | --html FILE] [key=value] ..."
+    parser.usage = "finery show RUN.yaml [--dataset NAME] [--row N] [--num N] [--step N | --worst N] [--json | --html FILE] [key=value] ..."
     parser.add_argument("--dataset", dest="of", metavar="NAME", help="only rows of this data set of the run")
     parser.add_argument("--row", type=int, help="only this row, counted from 0 in its file")
     parser.add_argument("--num", type=int, help=f"how many are shown ({NUM_SHOWN}; with --json all)")
     parser.add_argument("--step", type=int, help="the rows of this optimizer step, counted from 1, instead of rows in the files' order")
+    parser.add_argument("--worst", type=int, metavar="N", help="the N rows that this run has learnt worst, if it had 'loss_ledger: true'")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: ids, labels, positions, segments, text, what was cut")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
 
 
 def run(args: Namespace, words: list[str]) -> int:
     """Print rows, or write them."""
-    if args.num is not None and args.num < 1:
-        raise UserError(f"--num should be 1 or more, found {args.num}")
-    if args.step is not None and (args.row is not None or args.of is not None):
-        raise UserError("--step shows a whole step; leave out --row and --dataset")
+    _check(args)
     chosen = Run.read(words)
     if not (chosen.data.dataset or chosen.data.eval_dataset):
         raise UserError("there is nothing to show: the run has no 'dataset'")
@@ -51,7 +49,20 @@ def run(args: Namespace, words: list[str]) -> int:
     return 0
 
 
+def _check(args: Namespace) -> None:
+    for name in ("num", "worst"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise UserError(f"--{name} should be 1 or more, found {number}")
+    if args.step is not None and (args.row is not None or args.of is not None):
+        raise UserError("--step shows a whole step; leave out --row and --dataset")
+    if args.worst is not None and not (args.row is args.num is args.step is args.html is None):
+        raise UserError("--worst shows rows by their loss; leave out --row, --num, --step and --html")
+
+
 def _show(preview: "Preview", args: Namespace) -> None:
+    if args.worst is not None:
+        _show_worst(preview, args)
+        return
     shown = _chosen(preview, args)
     if args.html:
         from finery.previews import page
@@ -69,6 +80,22 @@ def _show(preview: "Preview", args: Namespace) -> None:
         console = Console(file=sys.stdout, highlight=False)
         for each in shown:
             terminal.draw(preview, each, console)
+
+
+def _show_worst(preview: "Preview", args: Namespace) -> None:
+    from finery.previews.worst import draw, worst
+
+    if preview.run.loop.output_dir is None:
+        raise UserError("--worst reads the ledger in 'output_dir', and this run names none")
+    sources = [source for units in preview.sets.by_name.values() for source in units.samples.sources]
+    found = worst(Path(preview.run.loop.output_dir), sources, args.worst, args.of)
+    if args.json:
+        for each in found:
+            print(json.dumps(each.as_dict(), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    draw(found, Console(file=sys.stdout, highlight=False))
 
 
 def _chosen(preview: "Preview", args: Namespace) -> "Iterator[Shown]":

@@ -1,23 +1,35 @@
 """Train a model as a YAML file says."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
+
+if TYPE_CHECKING:
+    from finery.training.session import Session
 
 log = get_logger(__name__)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """All words are the run's."""
-    parser.usage = "finery train RUN.yaml [key=value | --key value] ...    (keys: finery options)"
+    parser.usage = "finery train RUN.yaml [--detach [--name NAME]] [key=value | --key value] ...    (keys: finery options)"
+    parser.add_argument("--detach", action="store_true", help="train in the background, as a job: finery jobs")
+    parser.add_argument("--name", help="what the job is called, beside its id")
 
 
 def run(args: Namespace, words: list[str]) -> int:
-    """Check the run, then train here or once for every device."""
+    """Check the run, then train here or once for every device; or leave that to a job."""
     from finery.launch import needs_torchrun, torchrun
 
+    if args.detach:
+        return detach(words, args.name)
+    if args.name:
+        raise UserError("'--name' is that of a job and needs --detach")
     checked = Run.read(words, trains=True)
     if needs_torchrun():
         return torchrun(words)
@@ -25,18 +37,36 @@ def run(args: Namespace, words: list[str]) -> int:
     return 0
 
 
+def detach(words: Sequence[str], name: str | None) -> int:
+    """Start a job, print its id and leave."""
+    from finery.jobs import start
+
+    job = start(words, Path.cwd(), name)
+    log.info("job %s trains in the background, in %s", job.id, job.output_dir)
+    log.info("follow it: finery jobs follow %s    stop it: finery jobs stop %s    see all: finery jobs", job.id, job.id)
+    print(job.id)
+    return 0
+
+
 def train(run: Run) -> Path:
-    """The whole story; returns the output folder."""
+    """Train as the run says; returns the output folder, in which no other run can be at work meanwhile."""
+    from finery.training.session import Session
+
+    with Session(run.loop, run.trainer, run.model, run.adapter, (run.switched_on, run.fp8), run.asked()) as session:
+        return _train(run, session)
+
+
+def _train(run: Run, session: "Session") -> Path:
+    """The whole story."""
     from finery.checks.template import prove
     from finery.data.load import load_rows, load_sets
     from finery.models.load import fit_vocabulary, load_model
     from finery.models.new_tokens import tell_untrained
     from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer, own_template
+    from finery.training.manifest import inputs_of
     from finery.training.preparation import prepare, run_template
-    from finery.training.session import Session
 
-    session = Session(run.loop, run.trainer, run.model, run.adapter, run.switched_on, run.fp8)  # folder, device, precision, where to start
     found = session.source()
     if run.steps_plainly:
         leave_out_others(found.base, run.quantizing)
@@ -47,9 +77,11 @@ def train(run: Run) -> Path:
     template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
     rows = load_rows(run.method.rows, template, run.rows, run.packing)
-    with load_sets(run.data, run.packing, prepare(run.loop, run.trainer, run.model.download, rows, run.method)) as sets:
+    prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
+    with load_sets(run.data, run.packing, prepared) as sets:
         if not session.has_work:
             return session.keep_tokens(sets, run.data)
+        session.know(inputs_of(found, sets, prepared.key))
         prove(run, template, sets)
         set_seed(run.loop.seed)
         start = (run.quantizing, session.device, session.reshape(found, run.rows.cutoff_len), session.from_scratch)
@@ -62,4 +94,6 @@ def train(run: Run) -> Path:
         session.speed_up(model, run.switched["kernel"], run.rows.cutoff_len)
         trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.switched["callback"])
         session.write_settings(run.resolved)
-        return session.work(trainer, sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)
+        from finery.training.work import Work  # the trainer's own import comes first: it is lighter there
+
+        return Work(session, trainer).run(sets, run.data, run.choices.stage, run.choices.finetuning_type, run.model.model_name_or_path)

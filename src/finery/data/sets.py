@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,7 +54,13 @@ class SampleSet:
             self.encoder.wait(store, record)
         rows = store.read(record)
         # never encoded, or damaged on the disk
-        return list(self.encode_now(place).rows) if rows is None else rows
+        rows = list(self.encode_now(place).rows) if rows is None else rows
+        return [replace(row, origin=(place,)) for row in rows]
+
+    def told(self, place: int) -> str:
+        """Where a sample comes from, for people: its data set, file and line or row."""
+        source, record = self.locate(place)
+        return self.sources[source].told(record)
 
     def encode_now(self, place: int) -> Encoded:
         """A sample as the encoder's processes make it, made here."""
@@ -191,13 +197,14 @@ class BlockSet:
     def __getitem__(self, unit: int) -> list[Row]:
         start, stop = unit * self.capacity, min((unit + 1) * self.capacity, int(self.ends[-1]))
         first, last = np.searchsorted(self.ends, start, side="right"), np.searchsorted(self.ends, stop, side="left")
-        parts = []
+        parts, origin = [], []
         for place in range(int(first), int(last) + 1):
+            origin.append(int(self.owners[place]))
             begin = int(self.ends[place - 1]) if place else 0
             ids = self.samples.of_sample(int(self.owners[place]))[int(self.numbers[place])].ids
             parts.append(ids[max(start - begin, 0) : stop - begin])
         ids = np.concatenate(parts)
-        return [Row(ids, ids)] if len(ids) > 1 else []
+        return [Row(ids, ids, origin=tuple(dict.fromkeys(origin)))] if len(ids) > 1 else []
 
     def begin(self, place: int) -> None:
         """Everything is encoded."""
@@ -219,7 +226,8 @@ class BlockSet:
 def joined(rows: Sequence[Row]) -> Row:
     """Rows laid end to end as one, positions counted anew in each; its tokens see those of the rows before."""
     ids, labels = np.concatenate([row.ids for row in rows]), np.concatenate([row.labels for row in rows])
-    return Row(ids, labels, np.concatenate([np.arange(len(row.ids), dtype=np.int32) for row in rows]))
+    positions = np.concatenate([np.arange(len(row.ids), dtype=np.int32) for row in rows])
+    return Row(ids, labels, positions, tuple(place for row in rows for place in row.origin))
 
 
 UnitSet = SampleSet | PackedSet | BlockSet

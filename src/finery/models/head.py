@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TokenLoss = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
-"""From fp32 scores (C, V) of some tokens, those tokens (C) and another model's scores, where there is one, to a sum."""
+"""From fp32 scores (C, V) of some tokens, those tokens (C) and another model's scores, where there is one, to a sum, made by `summed`."""
 Scores = Callable[[int, int], "Tensor"]
 """The fp32 scores (C, V) that a model gives to the supervised tokens from one place to another."""
 LossOf = Callable[[Any, Mapping[str, Any], "Tensor", "TokenLoss | None", "Scores | None"], "Tensor"]
@@ -26,6 +26,29 @@ ScoresOf = Callable[[Any, Mapping[str, Any], "Tensor"], Scores]
 
 _INPUTS: ContextVar[Mapping[str, Any] | None] = ContextVar("inputs", default=None)
 """What the forward of this thread runs on, for layers that have to know where rows begin and end."""
+_HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
+"""Where the forward of this thread puts what each supervised token costs, while somebody listens."""
+
+
+@contextmanager
+def heard() -> Iterator[list[Tensor]]:
+    """What each supervised token costs in the forwards that this thread makes meanwhile: pieces, in the order of the labels.
+
+    Nothing is computed otherwise for that, so the numbers of a training do not depend on it. A router's loss is no token's.
+    """
+    costs: list[Tensor] = []
+    token = _HEARD.set(costs)
+    try:
+        yield costs
+    finally:
+        _HEARD.reset(token)
+
+
+def summed(costs_C: Tensor) -> Tensor:
+    """The sum of what tokens cost; whoever listens hears what each does."""
+    if (costs := _HEARD.get()) is not None:
+        costs.append(costs_C.detach())
+    return costs_C.sum()
 
 
 def plain_loss(
@@ -42,6 +65,8 @@ def plain_loss(
     scores_SV, target_S = output.logits[:, :-1][supervised_BT].float(), labels_BT[:, 1:][supervised_BT]
     if token_loss is None:
         total = F.cross_entropy(scores_SV, target_S, reduction="sum")
+        if _HEARD.get() is not None:  # once more: a sum of these would round otherwise
+            summed(F.cross_entropy(scores_SV.detach(), target_S, reduction="none"))
     else:
         total = token_loss(scores_SV, target_S, reference(0, len(target_S)) if reference else None)
     return total + added if (added := router_loss(model, output, inputs, len(target_S))) is not None else total

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from finery.models.precision import Precision
 
 Strategy = Literal["no", "steps", "epoch"]
+BEST_BY = "eval_loss"
+"""What the best of a run is chosen by where metric_for_best_model is not given."""
 
 
 class LoopOptions(OptionGroup):
@@ -92,7 +94,11 @@ class LoopOptions(OptionGroup):
     disable_gradient_checkpointing: bool = False
     """Never recompute activations."""
     resume_from_checkpoint: str | bool | None = None
-    """A checkpoint folder to go on with, or true for the newest."""
+    """A checkpoint folder to go on with, or true for the newest; not given, a run in output_dir is gone on with if it is the same."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite: the run ends with what is known of it, or goes on without the step."""
+    save_verify: bool = True
+    """When training ends, load what was saved anew and compare its loss on one batch."""
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod
@@ -348,6 +354,8 @@ def training_arguments(
         "gradient_checkpointing",
         "token_budget",
         "micro_batches_at_once",
+        "on_nonfinite",
+        "save_verify",
     }
     values = loop.model_dump(exclude=ours) | dict(rest)
     values |= {
@@ -361,12 +369,12 @@ def training_arguments(
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
-        "report_to": rest.get("report_to") or "none",
+        "report_to": "none",  # see `finery.training.trackers`
         "ddp_backend": rest.get("ddp_backend") if "LOCAL_RANK" in os.environ else None,  # one process has nobody to talk to
         "ddp_find_unused_parameters": rest.get("ddp_find_unused_parameters") or False,
     }
     if loop.save_strategy == "best" or loop.load_best_model_at_end:
-        values["metric_for_best_model"] = rest.get("metric_for_best_model") or "eval_loss"
+        values["metric_for_best_model"] = rest.get("metric_for_best_model") or BEST_BY
         values["greater_is_better"] = bool(rest.get("greater_is_better", False))
     try:
         arguments = TrainingArguments(**values)

@@ -49,7 +49,7 @@ def write_run_file(path: Path, lines: Iterable[Line]) -> None:
 
 def is_secret(key: str) -> bool:
     """Whether a key holds what nobody should read in a saved file."""
-    return key.endswith(("token", "api_key", "secret")) and not key.startswith(("skip_", "ignore_"))
+    return key.endswith(("token", "api_key", "secret", "webhook_url")) and not key.startswith(("skip_", "ignore_"))
 
 
 def write_card(path: Path, base: str, method: str, adapter: str, data: Iterable[str], metrics: Mapping[str, Any]) -> None:

@@ -1,10 +1,9 @@
 """One training session: where it starts, in which formats it computes, what it writes."""
 
-import gc
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +31,21 @@ from finery.models.status import weight_lines
 from finery.models.tokenizer import save_tokenizer
 from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
+from finery.training import manifest
 from finery.training.arguments import LoopOptions, training_arguments
-from finery.training.checkpoint import check_not_done, clear, starting_point
+from finery.training.checkpoints import Checkpoint
 from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
 from finery.training.fp8 import Fp8Options, check_device, recipe, without_others
+from finery.training.guards import Guards
 from finery.training.lanes import draws_dice, most_lanes
+from finery.training.lock import Lock
 from finery.training.memory import fit
 from finery.training.optimizers.base import Optimizer
-from finery.training.output import CARD_MARK, SIGNATURE, Line, keep_foreign, write_card, write_run_file
+from finery.training.output import SIGNATURE, Line, keep_foreign, write_run_file
+from finery.training.proof import prove_saved
+from finery.training.starting import Facts, check_inputs, check_not_done, starting_point
+from finery.training.trackers import guard_trackers
 
 if TYPE_CHECKING:
     from finery.training.trainer import Trainer
@@ -57,27 +62,47 @@ class Session:
         rest: Mapping[str, Any],
         model: ModelOptions,
         adapter: Adapter,
-        optimizers: Sequence[Optimizer] = (),
-        fp8: Fp8Options | None = None,
+        switched: tuple[Sequence[Optimizer], Fp8Options],
+        asked: Mapping[str, Any],
     ) -> None:
+        """`asked` holds all that the training was asked for, by key: a run is gone on with only where that is the same."""
+        optimizers, self.fp8 = switched
         self.loop = loop
         self.rest = dict(rest)
         if model.use_reentrant_gc is not None:
             self.rest["activation_checkpointing_kwargs"] = {**(rest.get("activation_checkpointing_kwargs") or {}), **model.recomputation}
         self.model = model
         self.adapter = adapter
-        self.fp8 = fp8 or Fp8Options()
         self.stretched = False  # whether positions are others than the base's config tells
         self.optimizer = optimizers[0] if optimizers else None  # which a key has switched on; otherwise the one that `optim` names
         self.folder = Path(str(loop.output_dir))
-        self.start: Path | None = None
-        if loop.do_train:
-            finished = is_finished(self.folder, adapter)
-            self.start = starting_point(self.folder, loop.resume_from_checkpoint, loop.overwrite_output_dir, finished)
+        self.facts = Facts(dict(asked), num_ranks())
+        self.lock = Lock(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if loop.do_train and is_first():
+                self.lock.take()
         except OSError as error:
-            raise UserError(f"'output_dir': {self.folder} cannot be made: {error.strerror}") from None
+            raise UserError(f"'output_dir': {self.folder} cannot be made or written to: {error.strerror}") from None
+        self.start: Checkpoint | None = None
+        try:
+            if loop.do_train:
+                finished = is_finished(self.folder, adapter)
+                self.start = starting_point(self.folder, loop.resume_from_checkpoint, loop.overwrite_output_dir, finished, self.facts)
+            self._settle(loop, model)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.lock.release()
+
+    def _settle(self, loop: LoopOptions, model: ModelOptions) -> None:
+        """What is settled before anything is loaded."""
+        adapter, rest = self.adapter, self.rest
         self.device = device = _device(rest)
         keeps_formats = self.optimizer is not None and self.optimizer.keeps_formats
         check_device(self.fp8, device)
@@ -90,11 +115,11 @@ class Session:
             "micro_batches_at_once": loop.micro_batches_at_once,
             "gradient_checkpointing": recompute,
         }
-        self.choices = Choices(pinned, self.start)
+        self.choices = Choices(pinned, self.start.folder if self.start is not None else None)
         self.fast = Fast()
         self._settled: dict[str, tuple[Any, str]] = dict(adapter.decided())
         if self.start is not None and loop.resume_from_checkpoint is None:
-            self._settled["resume_from_checkpoint"] = (None, f"went on with {self.start}")
+            self._settled["resume_from_checkpoint"] = (None, f"went on with {self.start.folder}")
         if self.optimizer is not None and self.optimizer.steps_in_hooks and loop.max_grad_norm:
             self.loop = loop.model_copy(update={"max_grad_norm": 0.0})
             self._settled["max_grad_norm"] = (0.0, "weights are stepped before the length of all gradients is known")
@@ -277,92 +302,43 @@ class Session:
             recipes=[recipe(self.fp8)] if self.fp8.fp8 else [],
         )
         trainer.remove_callback(PrinterCallback)
+        guard_trackers(trainer, self.rest.get("report_to"))
         for part in parts:
             part.trainer = trainer
         self.watchers = parts
+        trainer.keep()
+        trainer.facts, trainer.guards = self.facts, Guards(loop.on_nonfinite)
+        self.reopen = partial(prove_saved, trainer, self.model, self.adapter, tokenizer)
         if loop.do_train:
             num_steps = self._num_steps(trainer)
+            trainer.try_scheduler(num_steps)
             self.adapter.begin(model, num_steps)
             if self.start is not None:
-                check_not_done(self.start, num_steps)
+                check_not_done(self.start, num_steps, manifest.is_done(self.folder))
         return trainer
+
+    def know(self, inputs: Mapping[str, str]) -> None:
+        """Digests of what the run reads. Raises `UserError` where a run that is gone on with has read something else."""
+        self.facts.inputs.update(inputs)
+        if self.start is not None:
+            check_inputs(self.facts, self.start.folder)
 
     def write_settings(self, resolve: Callable[[Mapping[str, tuple[Any, str]]], Iterable[Line]]) -> None:
         """run.yaml, of what was trained and not of a later evaluation; written again where a choice is changed on the way.
 
         `resolve` gives its lines for the keys that this session has decided.
         """
-        self._resolve = resolve
+        self.resolve = resolve
+        self.facts.decided.update({key: value for key, (value, _) in self.decided.items()})
         if is_first() and self.loop.do_train:
             keep_foreign(self.folder / RUN_FILE, SIGNATURE)  # the user's own file may bear this name
             write_run_file(self.folder / RUN_FILE, resolve(self.decided))
-
-    def work(self, trainer: "Trainer", sets: Sets, data: DataOptions, method: str, adapter: str, base: str) -> Path:
-        """Train and evaluate as asked, save weights, results and the card; returns the folder."""
-        if self.loop.do_train and is_first():
-            keep_foreign(self.folder / "README.md", CARD_MARK)
-        try:
-            metrics = self._train(trainer) if self.loop.do_train else {}
-            if trainer.eval_dataset is not None:
-                measured = self._just_measured(trainer) or trainer.evaluate()
-                trainer.save_metrics("eval", measured)
-                metrics |= measured
-        finally:
-            self.tell_data(sets)
-            sets.stop()
-        sets.confirm()
-        if self.loop.do_train and is_first():
-            write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
-        names = ("train_loss", "eval_loss", "train_runtime")
-        shown = [f"{name} {metrics[name]:.4g}" for name in names if name in metrics]
-        if speed := trainer.bound():
-            log.info("%s", speed)
-        log.info("done: %s; everything is in %s", ", ".join(shown), self.folder)
-        trainer.end()  # processes part before they end: threads that still waited for the others have aborted one that was done
-        return self.folder
-
-    def _train(self, trainer: "Trainer") -> dict[str, Any]:
-        """The loop, and what it leaves: weights, state and results."""
-        if self.start is None and self.loop.overwrite_output_dir and is_first():
-            clear(self.folder)
-        trainer.accelerator.wait_for_everyone()
-        began = time.time()
-        gc.freeze()  # what is there now stays: it need not be looked through for garbage
-        try:
-            result = trainer.train(resume_from_checkpoint=str(self.start) if self.start else None)
-        finally:
-            gc.unfreeze()
-            for watcher in self.watchers:
-                watcher.close()
-            if is_first():  # a choice may have been changed on the way
-                write_run_file(self.folder / RUN_FILE, self._resolve(self.decided))
-        seconds = max(time.time() - began, 1e-9)
-        first = trainer._initial_global_step  # of this session: a resumed run did the steps before it elsewhere
-        samples = trainer.num_samples_in(trainer.state.global_step) - trainer.num_samples_in(first)
-        metrics = result.metrics | {
-            "train_samples_per_second": round(samples / seconds, 3),
-            "train_tokens_per_second": round(trainer.tokens_trained / seconds, 1),
-            **{f"train_{name}": value for name, value in trainer.speeds().items() if name != "tokens_per_second"},
-        }
-        trainer.save_model()
-        trainer.save_metrics("train", metrics)
-        trainer.save_state()
-        return metrics
 
     def _num_steps(self, trainer: "Trainer") -> int:
         steps = len(trainer.get_train_dataloader())
         if not steps:
             raise UserError("'dataloader_drop_last' leaves no step: there are fewer samples than one step holds")
         return self.loop.max_steps if self.loop.max_steps > 0 else math.ceil(self.loop.num_train_epochs * steps)
-
-    def _just_measured(self, trainer: "Trainer") -> dict[str, float] | None:
-        """What the loop measured after its last step, if these weights are still the ones in the model."""
-        if isinstance(trainer.eval_dataset, dict):
-            return None
-        lines = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == trainer.state.global_step]
-        if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
-            return None
-        return {name: value for name, value in lines[-1].items() if name != "step"}
 
 
 def _device(rest: Mapping[str, Any]) -> torch.device:

@@ -1,13 +1,12 @@
-"""Hugging Face's loop with the loss taken from the method. The only Trainer subclass there is."""
+"""Hugging Face's loop with the loss taken from the method: what a step holds, what it costs, how an evaluation counts."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -20,9 +19,11 @@ from finery.log import get_logger
 from finery.methods.base import Loss, Method
 from finery.models.head import Scores, bare, teach
 from finery.models.kernels.functions.mixed_linear import COPIES
-from finery.training.checkpoint import keep_formats, load_renamed, load_state, random_states, restore_random_states, save_state
 from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
+from finery.training.dice import random_states, restore_random_states
+from finery.training.guards import Guards
+from finery.training.kept import KeptTrainer
 from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.optimizers.base import Optimizer, Setting
@@ -43,7 +44,7 @@ class StepLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class Trainer(transformers.Trainer):
+class Trainer(KeptTrainer):
     """A step is `step_size` samples of each rank, whatever they are cut into.
 
     The loss of a step is the sum over its micro-batches and ranks, divided by the step's total weight. So batch
@@ -69,7 +70,6 @@ class Trainer(transformers.Trainer):
         self.step_size = step_size
         self.choices = choices
         teach(bare(self.model))
-        keep_formats(self.model)
         self.lanes = Lanes(self.model, choices["micro_batches_at_once"])  # type: ignore[arg-type]
         measured = method.needs_reference and order is not None
         self.reference = StartModel(self.model, self._scores) if measured else None  # type: ignore[arg-type]
@@ -81,7 +81,11 @@ class Trainer(transformers.Trainer):
         self.save_beside = save_beside
         self._sampler: StepSampler
         self.last_loss = float("nan")  # of the newest step, for whoever watches
+        self.step_rows: list[Row] = []  # of the newest step
+        self.watch: Callable[[Sequence[Row]], contextlib.AbstractContextManager[None]] = contextlib.nullcontext  # around each loss
+        self.before_save: list[Callable[[], None]] = []  # what a checkpoint counts on
         self.tokens_trained = 0
+        self.guards = Guards("stop")  # as the session's options say
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         found = super()._build_accelerator_args(**kwargs)
@@ -118,8 +122,9 @@ class Trainer(transformers.Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimizers have two modes
-        rows: list[Row] = inputs
+        self.step_rows = rows = inputs
         self.clock.mark("data")
+        self.stream.add(self.state.global_step, rows)
         num_tokens = tokens_of(rows)
         self.tokens_trained += num_tokens * self.args.world_size
         scale = self.args.world_size / max(self._total(self.method.weight(rows)), 1)
@@ -141,7 +146,44 @@ class Trainer(transformers.Trainer):
         num_supervised = sum(row.num_supervised for row in rows)
         self.clock.count(num_tokens, num_supervised, self._flops_each[0] * num_tokens + self._flops_each[1] * num_supervised)
         self.last_loss = float(share)
+        self.guards.see_step(self, rows, self.last_loss)
+        if self.any_rank(not math.isfinite(self.last_loss)):
+            self.guards.nonfinite(self, rows, "loss")
+            return self._tr_loss / max(self.state.global_step - self._globalstep_last_logged, 1)  # what a step cost of late
         return share
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:  # that one tries scales, and steps over what overflows
+            if not math.isfinite(float(norm)):  # the same in all processes
+                self.guards.nonfinite(self, self.step_rows, "gradient")
+                return 0.0
+            self.guards.see_norm(float(norm), max(group["lr"] for group in self.optimizer.param_groups))  # type: ignore[union-attr]
+        return norm
+
+    def parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The micro-batches of some rows."""
+        return [part for lane in self._share_out(rows) for part in lane]
+
+    def total_of(self, rows: Sequence[Row]) -> Tensor:
+        """The loss of one micro-batch in training, a sum, to go backward from."""
+        self.model.train()  # type: ignore[union-attr]
+        return self._measure(self.model, rows).total  # type: ignore[arg-type]
+
+    def loss_of(self, model: nn.Module, rows: Sequence[Row]) -> float:
+        """The mean loss of some rows as an evaluation sees it, each by itself, with this model or another."""
+        model.eval()
+        total, weight = 0.0, 0.0
+        for row in rows:
+            batch: Any = self._prepare_inputs(self.rows.collate([row]))  # type: ignore[arg-type]
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.method.loss(model, batch)
+            total, weight = total + float(loss.total), weight + float(loss.weight)
+        return total / max(weight, 1)
+
+    def told(self, place: int) -> str:
+        """Where a sample of the training set comes from."""
+        return self.train_dataset.samples.told(place)  # type: ignore[union-attr]
 
     def _share_out(self, rows: Sequence[Row]) -> list[Parts]:
         """Micro-batches of each lane; one of a silent row where there are no rows."""
@@ -203,7 +245,7 @@ class Trainer(transformers.Trainer):
         batch = self._batch(rows)
         if self.reference is not None and model.training:
             batch["reference"] = self.reference.scores(rows)
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), self.watch(rows):
             return self.method.loss(model, batch)
 
     def _scores(self, rows: Sequence[Row]) -> Scores:
@@ -237,6 +279,7 @@ class Trainer(transformers.Trainer):
         self._show_answering_weights()
         total, weight = 0.0, 0.0
         for rows in dataloader:
+            self.heed()
             with torch.no_grad():
                 for loss in self.lanes.run(self._share_out(rows), lambda part, _: self._measure(model, part)):  # type: ignore[arg-type]
                     total += float(loss.total)
@@ -297,40 +340,16 @@ class Trainer(transformers.Trainer):
         if self.args.include_num_input_tokens_seen != "no":
             self.state.num_input_tokens_seen += int(self._total(tokens_of(inputs)))
 
-    # -- checkpoints: safetensors and JSON, nothing pickled
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         self._show_answering_weights()
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(str(folder), state_dict=state_dict)
-        self.save_beside(folder)
+        super()._save(output_dir, state_dict)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict() | {"kind": self._optimizer_kind})  # type: ignore[union-attr]
-            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[union-attr]
-            self.choices.save(Path(output_dir))
+    def _fill(self, folder: Path) -> None:
+        for work in self.before_save:
+            work()
+        super()._fill(folder)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None = None) -> None:
-        if checkpoint is None:
-            return
-        try:
-            state = load_state(Path(checkpoint), "optimizer")
-            if (kind := state.pop("kind", self._optimizer_kind)) != self._optimizer_kind:
-                raise ValueError(f"it is that of {kind}, and this run's is {self._optimizer_kind}")
-            self.optimizer.load_state_dict(state)  # type: ignore[union-attr]
-            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))  # type: ignore[union-attr]
-        except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"the optimizer's state in {checkpoint} does not fit this run's settings, or is damaged: {error}") from None
-
-    @property
-    def _optimizer_kind(self) -> str:
-        """What the optimizer is called in code; its state fits no other."""
-        kind = type(getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
-        return f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
+    # -- what the loop builds
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The one that a key has switched on, else that of `optim`."""
@@ -350,42 +369,14 @@ class Trainer(transformers.Trainer):
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"'lr_scheduler_type' and 'lr_scheduler_kwargs' do not fit: {error}") from None
 
+    def try_scheduler(self, num_steps: int) -> None:
+        """Tell faults in the scheduler's settings before anything of an earlier run is cleared away."""
+        self.create_scheduler(num_steps, torch.optim.SGD([torch.zeros(1, requires_grad=True)], self.args.learning_rate))
+
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         started = super()._init_training_state(max_steps, *args, **kwargs)
         self._sampler.skipped = 0 if self.args.ignore_data_skip else started[1]  # the loop passes over as many
-        self.state.compute_steps(self.args, max_steps)  # this run's save, eval and logging steps, not the checkpoint's
         return started
-
-    def _save_scaler(self, output_dir: str) -> None:
-        if self.accelerator.scaler is not None and self.args.should_save:
-            save_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if self.accelerator.scaler is not None and checkpoint is not None and (Path(checkpoint) / "scaler.json").exists():
-            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        try:
-            if not load_renamed(self.model, Path(resume_from_checkpoint)):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint {resume_from_checkpoint} does not fit this run's settings: {reason}") from None
-
-    def _load_best_model(self) -> None:
-        if not load_renamed(self.model, Path(str(self.state.best_model_checkpoint))):
-            super()._load_best_model()
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_state(Path(output_dir), f"rng_{self.args.process_index}", random_states())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        name = f"rng_{self.args.process_index}"
-        if checkpoint is not None and not (Path(checkpoint) / f"{name}.json").exists():
-            log.warning("%s holds no state of the dice of process %s: this run will draw others", checkpoint, self.args.process_index)
-        elif checkpoint is not None:
-            restore_random_states(load_state(Path(checkpoint), name))
 
 
 def _flat(units: Units) -> list[Row]:

@@ -60,6 +60,7 @@ class Row:
     ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     positions: NDArray[np.int32] | None = None  # T, where they do not run from 0 to T - 1
+    origin: tuple[int, ...] = ()  # the places, in the set that dealt it, of the samples that it is made of
 
     @property
     def num_supervised(self) -> int:

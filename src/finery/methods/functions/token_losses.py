@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finery.models.head import TokenLoss
+from finery.models.head import TokenLoss, summed
 
 NUM_LIKELIEST = 20
 """Of so many tokens EAFT takes the entropy."""
@@ -21,8 +21,12 @@ MOST_ENTROPY = 3.0
 
 def dft(scores_CV: Tensor, target_C: Tensor, reference_CV: Tensor | None = None) -> Tensor:
     """-p·log p of each token (Wu et al., 2025, arXiv 2508.05629, equation 9): what the model finds unlikely moves it less."""
+    return summed(_dft(scores_CV, target_C))
+
+
+def _dft(scores_CV: Tensor, target_C: Tensor) -> Tensor:
     costs_C = F.cross_entropy(scores_CV, target_C, reduction="none")
-    return (torch.exp(-costs_C.detach()) * costs_C).sum()
+    return torch.exp(-costs_C.detach()) * costs_C
 
 
 def eaft(alpha: float) -> TokenLoss:
@@ -34,7 +38,7 @@ def _eaft(alpha: float, scores_CV: Tensor, target_C: Tensor, reference_CV: Tenso
     likeliest = scores_CV.detach().topk(min(NUM_LIKELIEST, scores_CV.shape[1]), -1).values
     logps = torch.log_softmax(likeliest, -1)
     entropy_C = -(logps.exp() * logps).sum(-1)
-    return ((entropy_C / MOST_ENTROPY) ** alpha * F.cross_entropy(scores_CV, target_C, reduction="none")).sum()
+    return summed((entropy_C / MOST_ENTROPY) ** alpha * F.cross_entropy(scores_CV, target_C, reduction="none"))
 
 
 def asft(alpha: float) -> TokenLoss:
@@ -45,8 +49,8 @@ def asft(alpha: float) -> TokenLoss:
 def _asft(alpha: float, scores_CV: Tensor, target_C: Tensor, reference_CV: Tensor | None) -> Tensor:
     assert reference_CV is not None
     logps_CV, wanted_CV = torch.log_softmax(scores_CV, -1), torch.log_softmax(reference_CV, -1)
-    apart = F.kl_div(logps_CV, wanted_CV, reduction="sum", log_target=True)
-    return dft(scores_CV, target_C) + alpha * apart
+    apart_C = F.kl_div(logps_CV, wanted_CV, reduction="none", log_target=True).sum(-1)
+    return summed(_dft(scores_CV, target_C) + alpha * apart_C)
 
 
 def smoothed(epsilon: float) -> TokenLoss:
@@ -55,4 +59,4 @@ def smoothed(epsilon: float) -> TokenLoss:
 
 
 def _smoothed(epsilon: float, scores_CV: Tensor, target_C: Tensor, reference_CV: Tensor | None) -> Tensor:
-    return F.cross_entropy(scores_CV, target_C, reduction="sum", label_smoothing=epsilon)
+    return summed(F.cross_entropy(scores_CV, target_C, reduction="none", label_smoothing=epsilon))

@@ -14,6 +14,8 @@ class Callback:
     """
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
+    tracker: ClassVar[str] = ""
+    """The service that it sends to, if any: see `finery.training.trackers`, which keeps its failures from ending a run."""
 
     def __init__(self, options: Any, plots: Sequence[str] = ()) -> None:
         self.options = options
@@ -24,6 +26,11 @@ class Callback:
     def wanted(cls, options: Any) -> bool:
         """Always, unless a subclass has a switch."""
         return True
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What must not be told, even in a complaint."""
+        return ()
 
     def close(self) -> None:
         """Called when the loop ends, well or not."""

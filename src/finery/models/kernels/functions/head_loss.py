@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finery.errors import UserError
 from finery.models.adapters.base import first_layers
-from finery.models.head import Scores, TokenLoss, plain_loss, supervised_states
+from finery.models.head import Scores, TokenLoss, plain_loss, summed, supervised_states
 from finery.models.kernels import native
 from finery.models.kernels.base import compute_dtype, in_mode, is_close
 from finery.models.kernels.functions.mixed_linear import COPIES
@@ -105,10 +105,10 @@ def _chunk(logits_CV: Tensor, target_C: Tensor, wants_gradient: bool, shape: Sha
     if simple and native.serves(logits_CV):
         loss_C = torch.empty(len(logits_CV), dtype=torch.float32)
         native.call("cross_entropy", logits_CV, target_C.contiguous(), loss_C, *logits_CV.shape, wants_gradient)
-        return loss_C.sum(), logits_CV
+        return summed(loss_C), logits_CV
     scores = shape.scores(logits_CV)
     logps = torch.log_softmax(scores, dim=-1)
-    loss = -logps.gather(1, target_C[:, None]).sum()
+    loss = summed(-logps.gather(1, target_C[:, None])[:, 0])
     if not wants_gradient:
         return loss, logits_CV
     gradient = logps.exp_()

@@ -1,0 +1,101 @@
+"""What watches every step: losses and gradients that are not finite, and runs that learn nothing."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+
+from finery.data.rows.base import Row
+from finery.errors import UserError
+from finery.log import get_logger
+from finery.training.nonfinite import find_non_finite, save_repro
+
+log = get_logger(__name__)
+
+FOLDER = "nonfinite"
+"""In the run's folder: what repeats the steps that were not finite."""
+OnNonfinite = Literal["stop", "skip"]
+SO_MANY = 10
+"""Steps in a row without a loss, or without a gradient, that are told; and that may be skipped."""
+MOST_ROWS = 8
+
+
+class Guards:
+    """Told of every step by the trainer; tells what is wrong with it, once for each kind of trouble."""
+
+    def __init__(self, on_nonfinite: OnNonfinite) -> None:
+        self.on_nonfinite = on_nonfinite
+        self.highest_lr = 0.0
+        self.num_skipped = 0
+        self._in_turn = {"skipped": 0, "no loss": 0, "no gradient": 0}
+        self._told: set[str] = set()
+
+    def see_step(self, trainer: Any, rows: Sequence[Row], loss: float) -> None:
+        """After the backward pass of a step, finite or not."""
+        step = trainer.state.global_step + 1
+        if not sum(row.num_supervised for row in rows):
+            self._tell("unsupervised", f"step {step} has no token to learn. {places(trainer, rows)}")
+        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
+        if step == trainer.first_step + 1 and not hooked and all(weight.grad is None for weight in trained) and math.isfinite(loss):
+            raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
+        if self._counts("no loss", loss == 0.0):
+            self._tell("no loss", f"the loss has been 0 for {SO_MANY} steps: nothing is learnt any more, or the labels are wrong")
+
+    def see_norm(self, norm: float, lr: float) -> None:
+        """The length of a step's gradient, and the learning rate it is stepped with."""
+        self.highest_lr = max(self.highest_lr, lr)
+        if self._counts("no gradient", norm == 0.0):
+            self._tell("no gradient", f"the gradient has been 0 for {SO_MANY} steps: nothing is learnt")
+
+    def nonfinite(self, trainer: Any, rows: Sequence[Row], what: str) -> None:
+        """A step's loss or gradient is not finite: say of which rows and where it arose, keep what repeats it, then stop or skip.
+
+        Raises `UserError` to stop. To skip, gradients are dropped: weights and the optimizer's state stay as they are.
+        """
+        step = trainer.state.global_step + 1
+        parts = (find_non_finite(trainer.model, partial(trainer.total_of, part)) for part in trainer.parts(rows))
+        found = next((one for one in parts if one is not None), None)
+        told = [trainer.told(place) for row in rows for place in row.origin]
+        try:
+            where = save_repro(trainer.folder / FOLDER, rows, trainer.model, step=step, loss=trainer.last_loss, told=told, found=found)
+            kept = f"what repeats it is in {where}"
+        except (OSError, SafetensorError) as error:
+            kept = f"what repeats it could not be saved ({error})"
+        trainer.model.zero_grad(set_to_none=True)
+        origin = str(found) if found is not None else "each part of the step is finite by itself, their sum is not"
+        text = f"the {what} of step {step} is not finite: {origin}. {places(trainer, rows)}; {kept}"
+        self.num_skipped += 1
+        hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
+        if self.on_nonfinite == "stop" or hooked or self._counts("skipped", True):
+            advice = (
+                "'on_nonfinite: skip' would leave such steps out"
+                if self.on_nonfinite == "stop"
+                else f"{SO_MANY} steps in a row were skipped"
+            )
+            raise UserError(f"{text}. {'Weights are stepped in the backward pass' if hooked else advice}")
+        log.warning("%s. The step is skipped", text)
+
+    def finite(self) -> None:
+        """A step went well."""
+        self._in_turn["skipped"] = 0
+
+    def _counts(self, what: str, happened: bool) -> bool:
+        self._in_turn[what] = self._in_turn[what] + 1 if happened else 0
+        return self._in_turn[what] >= SO_MANY
+
+    def _tell(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s", text)
+
+
+def places(trainer: Any, rows: Sequence[Row]) -> str:
+    """Where the rows of a step come from, the first few of them."""
+    found = list(dict.fromkeys(place for row in rows for place in row.origin))
+    if not found:
+        return "Its rows tell no origin"
+    more = f" and {len(found) - MOST_ROWS} more" if len(found) > MOST_ROWS else ""
+    return "Its rows: " + "; ".join(trainer.told(place) for place in found[:MOST_ROWS]) + more

@@ -1,0 +1,130 @@
+"""What a session does with its trainer: the loop, the proof of what came out, and what is left in the folder."""
+
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finery.compat import is_first, num_ranks
+from finery.data.load import DataOptions, Sets
+from finery.errors import UserError
+from finery.log import get_logger
+from finery.models.trained import RUN_FILE
+from finery.training import manifest
+from finery.training.kept import heard
+from finery.training.output import CARD_MARK, keep_foreign, write_card, write_run_file
+from finery.training.proof import Moved, batch_of
+from finery.training.session import Session
+from finery.training.starting import clear
+from finery.training.trainer import Trainer
+
+log = get_logger(__name__)
+
+
+class Work:
+    """Training and evaluation, as far as they are asked for."""
+
+    def __init__(self, session: Session, trainer: Trainer) -> None:
+        self.session = session
+        self.trainer = trainer
+        self.loop, self.folder, self.start = session.loop, session.folder, session.start
+        self.proof: dict[str, Any] = {}
+
+    def run(self, sets: Sets, data: DataOptions, method: str, adapter: str, base: str) -> Path:
+        """Train and evaluate as asked, save weights, results and the card; returns the folder."""
+        if self.loop.do_train and is_first():
+            keep_foreign(self.folder / "README.md", CARD_MARK)
+        try:
+            metrics = self._train() if self.loop.do_train else {}
+            if self.trainer.eval_dataset is not None:
+                measured = self._just_measured() or self.trainer.evaluate()
+                self.trainer.save_metrics("eval", measured)
+                metrics |= measured
+        finally:
+            self.session.tell_data(sets)
+            sets.stop()
+        sets.confirm()
+        if self.loop.do_train and is_first():
+            write_card(self.folder / "README.md", base, method, adapter, data.dataset, metrics)
+            self._write_manifest(metrics)
+        names = ("train_loss", "eval_loss", "train_runtime")
+        shown = [f"{name} {metrics[name]:.4g}" for name in names if name in metrics]
+        if speed := self.trainer.bound():
+            log.info("%s", speed)
+        log.info("done: %s; everything is in %s", ", ".join(shown), self.folder)
+        self.trainer.end()  # processes part before they end: threads that still waited for the others have aborted one that was done
+        return self.folder
+
+    def _train(self) -> dict[str, Any]:
+        """The loop, and what it leaves: weights, state and results."""
+        if is_first():
+            if self.start is None and self.loop.overwrite_output_dir:
+                clear(self.folder)
+            (self.folder / manifest.FILE).unlink(missing_ok=True)  # it stands for a run that has ended
+        self.trainer.accelerator.wait_for_everyone()
+        began, before = time.time(), Moved(self.trainer.model)  # type: ignore[arg-type]
+        gc.freeze()  # what is there now stays: it need not be looked through for garbage
+        try:
+            with heard(self.trainer):
+                result = self.trainer.train(resume_from_checkpoint=str(self.start.folder) if self.start else None)
+                self.trainer.save_trained(self.session.adapter.config_file)
+        finally:
+            gc.unfreeze()
+            for watcher in self.session.watchers:
+                watcher.close()
+            if is_first():  # a choice may have been changed on the way
+                write_run_file(self.folder / RUN_FILE, self.session.resolve(self.session.decided))
+        seconds = max(time.time() - began, 1e-9)
+        first, last = self.trainer.first_step, self.trainer.state.global_step
+        samples = self.trainer.num_samples_in(last) - self.trainer.num_samples_in(first)
+        metrics = result.metrics | {
+            "train_samples_per_second": round(samples / seconds, 3),
+            "train_steps_per_second": round((last - first) / seconds, 3),
+            "train_tokens_per_second": round(self.trainer.tokens_trained / seconds, 1),
+            **{f"train_{name}": value for name, value in self.trainer.speeds().items() if name != "tokens_per_second"},
+        }
+        self.trainer.save_metrics("train", metrics)
+        self.trainer.save_state()
+        self._prove(before)
+        return metrics
+
+    def _prove(self, before: Moved) -> None:
+        """Raises `UserError` where nothing was learnt, or where what was saved is not what was trained."""
+        moved = before.any(self.trainer.model)  # type: ignore[arg-type]
+        if self.trainer.state.global_step > self.trainer.first_step and not moved and self.loop.learning_rate > 0:
+            why = (
+                "the learning rate was 0 in every step"
+                if not self.trainer.guards.highest_lr
+                else "steps were too small for the number format"
+            )
+            raise UserError(f"the run has changed nothing: every trained weight is what it was before, to the bit ({why})")
+        self.proof = {"weights_changed": moved}
+        if self.loop.save_verify and is_first():
+            order = self.trainer.order.at(0, 0, 4 * self.trainer.step_size).tolist()  # type: ignore[union-attr]
+            self.proof["saved"] = self.session.reopen(batch_of(self.trainer.train_dataset, order))
+            log.info("%s", self.proof["saved"])
+
+    def _write_manifest(self, metrics: Mapping[str, Any]) -> None:
+        state = self.trainer.state
+        told = {
+            "steps": state.global_step,
+            "seed": self.loop.seed,
+            "inputs": self.session.facts.inputs,
+            "stream": {"steps": min(state.global_step, manifest.FIRST_STEPS), "digest": self.trainer.stream.digest},
+            "versions": manifest.versions(),
+            "machine": manifest.machine(self.session.device, num_ranks()),
+            "choices": {key: value for key, (value, _) in self.session.choices.decided().items()},
+            "proof": self.proof,
+            "results": manifest.results(self.folder, metrics),
+        }
+        manifest.write(self.folder, told)
+
+    def _just_measured(self) -> dict[str, float] | None:
+        """What the loop measured after its last step, if these weights are still the ones in the model."""
+        if isinstance(self.trainer.eval_dataset, dict):
+            return None
+        lines = [line for line in self.trainer.state.log_history if "eval_loss" in line and line["step"] == self.trainer.state.global_step]
+        if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
+            return None
+        return {name: value for name, value in lines[-1].items() if name != "step"}

@@ -1,0 +1,418 @@
+"""Trackers: one that fails or hangs is told of once and left out; a resumed run goes on with the same; no secret is sent."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+from finery.errors import UserError
+from finery.run import Run
+from finery.training import trackers
+from finery.training.output import is_secret
+from finery.training.trackers import Guarded, guard_trackers, hide_secrets
+from watched import Bench
+
+SAVES = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+HOOKS = ["on_init_end", "on_train_begin", "on_log", "on_save", "on_evaluate", "on_train_end"]
+EVERY = SAVES | {"val_size": 4, "eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.fixture
+def bench(keys: Callable[..., dict[str, Any]], data_dir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(keys, data_dir, tiny_model, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[], set[str]]]:
+    yield lambda: {thread.name for thread in threading.enumerate() if thread.name.startswith("tracker ")}
+
+
+def failing(at: str) -> type:
+    """A tracker that fails in one place, and counts what it is asked."""
+
+    class Failing(TrainerCallback):
+        asked: list[str] = []
+
+        def __init__(self) -> None:
+            self._work("__init__")
+
+        def _work(self, hook: str) -> None:
+            self.asked.append(hook)
+            if hook == at:
+                raise ConnectionError(f"no way\n out of {hook} to https://me:pass@board.example with $TRACKER_API_KEY")
+
+    for name in HOOKS:
+        setattr(Failing, name, lambda self, args, state, control, name=name, **_: self._work(name))
+    return Failing
+
+
+@pytest.mark.parametrize("at", ["__init__", *HOOKS])
+def test_a_tracker_that_fails_is_told_once_and_left_out(at: str, bench: Bench) -> None:
+    kind: Any = failing(at)
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "comet_ml", kind)
+    run = bench.train(**EVERY, report_to="comet_ml")
+    assert not run.complaint and (run.folder / "adapter_model.safetensors").exists()
+    told = [line for line in run.said.splitlines() if "the tracker " in line]
+    assert told == [
+        "warning: the tracker comet_ml is left out from here on: ConnectionError: "
+        f"no way out of {at} to https://…@board.example with $TRACKER_API_KEY"
+    ]
+    assert kind.asked.count(at) == 1 and kind.asked[-1] == at
+
+
+def test_the_others_go_on(bench: Bench) -> None:
+    good: Any = failing("never")
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "comet_ml", failing("on_log"))
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "clearml", good)
+    run = bench.train(report_to="comet_ml, clearml")
+    assert good.asked.count("on_log") == len(run.log) and run.said.count("the tracker ") == 1
+    assert run.trainer.args.report_to == ["clearml", "comet_ml"]
+
+
+def test_a_tracker_that_hangs_is_waited_for_and_then_left_alone(bench: Bench, threads: Callable[[], set[str]]) -> None:
+    free = threading.Event()
+
+    class Hangs(TrainerCallback):
+        def on_log(self, *_: Any, **__: Any) -> None:
+            free.wait(60)
+
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "comet_ml", Hangs)
+    bench.patch.setattr(trackers, "SECONDS", 0.2)
+    run = bench.train(report_to="comet_ml")
+    assert "the tracker comet_ml is left out from here on: TimeoutError: no answer in 0.2 seconds" in run.said
+    assert not run.complaint and "tracker comet_ml" in threads()
+    free.set()
+    end = time.time() + 10
+    while "tracker comet_ml" in threads() and time.time() < end:
+        time.sleep(0.01)
+    assert "tracker comet_ml" not in threads()
+
+
+def test_a_thread_ends_with_its_tracker(threads: Callable[[], set[str]]) -> None:
+    guarded = Guarded("idle", TrainerCallback)
+    assert "tracker idle" in threads()
+    del guarded
+    end = time.time() + 10
+    while "tracker idle" in threads() and time.time() < end:
+        time.sleep(0.01)
+    assert "tracker idle" not in threads()
+
+
+def test_one_thread_serves_all_hooks_of_a_tracker() -> None:
+    """mlflow keeps its run by thread."""
+    seen: list[threading.Thread] = []
+
+    class Looks(TrainerCallback):
+        def __init__(self) -> None:
+            seen.append(threading.current_thread())
+
+        def on_log(self, *_: Any, **__: Any) -> None:
+            seen.append(threading.current_thread())
+
+    guarded = Guarded("looks", Looks)
+    guarded.on_log(None, None, None)
+    guarded.on_step_end(None, None, None)  # which it does not listen to
+    assert len(seen) == 2 and len(set(seen)) == 1 and seen[0] is not threading.current_thread()
+    with pytest.raises(AttributeError):
+        guarded.other  # noqa: B018
+
+
+def test_trackers_are_kept_calm_and_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_LOGIN_TIMEOUT", "7")
+    monkeypatch.delenv("SWANLAB_INTERACTIVE", raising=False)
+    seen: dict[str, str] = {}
+    Guarded("looks", lambda: seen.update(os.environ))
+    assert (seen["WANDB_LOGIN_TIMEOUT"], seen["SWANLAB_INTERACTIVE"]) == ("7", "false")
+    assert "SWANLAB_INTERACTIVE" not in os.environ
+
+
+def test_secrets_are_not_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "abc123def")
+
+    def build() -> None:
+        raise ValueError("neither abc123def nor hook-address is known")
+
+    Guarded("board", build, secrets=["hook-address"])
+    assert "ValueError: neither … nor … is known" in capsys.readouterr().err
+
+
+def test_secrets_of_the_command_line_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["finery", "train", "run.yaml", "swanlab_api_key=abc", "--hf-hub-token", "def", "--ms_hub_token=ghi", "skip_special_tokens=true"]
+    hide_secrets(words)
+    hidden = [word for word in words if "(hidden)" in word]
+    assert hidden == ["swanlab_api_key=(hidden)", "(hidden)", "--ms_hub_token=(hidden)"] and words[-1] == "skip_special_tokens=true"
+    monkeypatch.setattr(sys, "argv", words)
+    seen: dict[str, str] = {}
+    Guarded("looks", lambda: seen.update(os.environ))
+    assert seen["SWANLAB_PROBE_RUNTIME"] == "false"
+
+
+def test_the_arguments_that_trackers_send_hold_no_token(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    args = TrainingArguments(output_dir=str(tmp_path), hub_token="hf_very_secret", use_cpu=True)
+    assert "hf_very_secret" not in json.dumps([args.to_sanitized_dict(), args.to_json_string()], default=str)
+
+
+def test_nothing_secret_reaches_a_tracker(bench: Bench) -> None:
+    sent: list[str] = []
+
+    class Sends(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            sent.append(args.to_json_string() + str(args.to_sanitized_dict()) + model.config.to_json_string() + str(vars(args)))
+
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "comet_ml", Sends)
+    bench.train(report_to="comet_ml", hf_hub_token="hf_very_secret", **SECRETS)
+    assert len(sent) == 1 and not any(word in sent[0] for word in ("hf_very_secret", "very_secret_key", "secret.example"))
+
+
+def test_what_is_secret() -> None:
+    assert all(is_secret(key) for key in ("swanlab_api_key", "swanlab_lark_secret", "swanlab_lark_webhook_url", "hf_hub_token"))
+    assert not any(is_secret(key) for key in ("swanlab_project", "skip_special_tokens", "report_to"))
+
+
+def test_all_asks_for_those_that_are_there(bench: Bench) -> None:
+    bench.patch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["comet_ml"])
+    bench.patch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "comet_ml", failing("never"))
+    assert bench.train(report_to="all").trainer.args.report_to == ["comet_ml"]
+    assert bench.train(report_to="none").trainer.args.report_to == []
+
+
+def test_other_processes_than_the_first_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    own = [TrainerCallback()]
+    trainer: Any = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=own), args=SimpleNamespace(), state=None, control=None)
+    guard_trackers(trainer, ["comet_ml"])
+    assert trainer.callback_handler.callbacks == own
+
+
+# ------------------------------------------------------------------ going on with the same run
+
+
+def cut(done: Path, to: Path) -> str:
+    """A run's folder as if it had been cut off after its first checkpoint."""
+    shutil.copytree(done, to)
+    shutil.rmtree(to / "checkpoint-4")
+    return str(to)
+
+
+WANDB = """
+import os
+class Thing(dict):
+    id = ""
+    def update(self, other, **_): dict.update(self, other)
+    def _label(self, **_): pass
+run, config = None, Thing()
+begun = []
+def init(**how):
+    global run
+    run = Thing()
+    run.summary = {}
+    run.id = os.environ.get("WANDB_RUN_ID") or f"run{len(begun)}"
+    begun.append((run.id, os.environ.get("WANDB_RESUME")))
+def define_metric(*_, **__): pass
+def log(values): pass
+"""
+
+
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A package that has what transformers' callback uses."""
+    for name, text in (("wandb/__init__.py", WANDB), ("wandb/sdk/lib/config_util.py", "class ConfigError(Exception): pass")):
+        (tmp_path / "packages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "packages" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    yield __import__("wandb")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        del sys.modules[name]
+
+
+def test_a_resumed_run_has_the_same_id(bench: Bench, wandb: Any) -> None:
+    whole = bench.train(**SAVES, report_to="wandb")
+    assert "the tracker" not in whole.said and json.loads((whole.folder / "trackers.json").read_text()) == {"wandb": "run0"}
+    cuts = [cut(whole.folder, bench.tmp_path / f"cut{number}") for number in range(2)]
+    wandb.run = None  # as in another process
+    bench.train(**SAVES, report_to="wandb", output_dir=cuts[0])
+    bench.patch.setenv("WANDB_RUN_ID", "mine")
+    wandb.run = None
+    bench.train(**SAVES, report_to="wandb", output_dir=cuts[1])
+    bench.patch.delenv("WANDB_RUN_ID")
+    wandb.run = None
+    bench.train(**SAVES, report_to="wandb", output_dir=str(whole.folder), overwrite_output_dir=True)
+    assert wandb.begun == [("run0", None), ("run0", "allow"), ("mine", None), ("run3", None)]
+    assert "WANDB_RUN_ID" not in os.environ
+
+
+def test_a_tracker_that_knows_runs_by_name_gets_one() -> None:
+    seen: list[str] = []
+
+    class Trackio(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append(args.run_name)
+
+        on_log = on_train_begin
+
+    def run(folder: Path, step: int, name: str | None = None) -> None:
+        guarded = Guarded("trackio", Trackio)
+        args = SimpleNamespace(output_dir=str(folder), run_name=name)
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+        guarded.on_train_begin(args, state, None)
+        guarded.on_log(args, state, None)
+        assert args.run_name == name
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="named") as folder:
+        run(Path(folder), 0)
+        run(Path(folder), 2)
+        run(Path(folder), 0)
+        run(Path(folder), 2, "mine")
+    assert seen[0] == seen[1] == seen[2] == seen[3] != seen[4] and seen[0].startswith("named") and seen[6:] == ["mine", "mine"]
+
+
+def test_a_torn_list_of_runs_is_as_none(tmp_path: Path) -> None:
+    for text in ("{", "[]", ""):
+        (tmp_path / "trackers.json").write_text(text)
+        assert trackers._read(tmp_path) == {}
+
+
+def test_tensorboard_goes_on_in_the_same_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    whole = bench.train(**SAVES, logging_steps=1, report_to="tensorboard")
+    assert "the tracker" not in whole.said
+    folder = cut(whole.folder, bench.tmp_path / "cut")
+    rest = bench.train(**SAVES, logging_steps=1, report_to="tensorboard", output_dir=folder)
+    assert "the tracker" not in rest.said and "going on with" in rest.said
+    (board,) = (rest.folder / "runs").iterdir()
+    assert len(list(board.glob("events.*"))) >= 2
+    found = EventAccumulator(str(board))
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4], "steps beyond the checkpoint are there twice"
+    assert [event.value for event in found.Scalars("train/loss")] == pytest.approx(whole.column("loss"), rel=1e-5)
+
+
+# ------------------------------------------------------------------ SwanLab
+
+SWANLAB = """
+calls = []
+run = None
+class Run:
+    id, url, config = "swan1", "https://swanlab.example/run", {}
+class Callback:
+    pass
+def init(*, callbacks, **how):
+    global run
+    if "secret" in str(how): raise RuntimeError("a secret was given to init")
+    run = Run()
+    calls.append(("init", how))
+def get_run():
+    if run is None: raise RuntimeError("no active run")
+    return run
+def login(api_key=None, relogin=False, host=None, save=False, timeout=10):
+    calls.append(("login", {"api_key": api_key, "save": save}))
+    if api_key == "wrong_key": raise ConnectionError(f"{api_key} is not known")
+def merge_callbacks(callbacks):
+    calls.append(("merge_callbacks", vars(callbacks)))
+def log(data, step=None):
+    get_run()
+    calls.append(("log", {"step": step, **data}))
+"""
+LARK = """
+class LarkCallback:
+    def __init__(self, webhook_url, secret=None, language="zh"):
+        self.webhook_url, self.secret = webhook_url, secret
+"""
+CALLBACK = """
+import swanlab
+from transformers import TrainerCallback
+class SwanLabCallback(swanlab.Callback, TrainerCallback):
+    def __init__(self, *, project=None, workspace=None, experiment_name=None, description=None, log_dir=None, mode=None, tags=None):
+        given = {"project": project, "workspace": workspace, "experiment_name": experiment_name, "log_dir": log_dir, "mode": mode}
+        self.how = {name: value for name, value in given.items() if value is not None}
+    def setup(self):
+        if swanlab.run is None: swanlab.init(callbacks=[self], **self.how)
+    def on_train_begin(self, args, state, control, model=None, **_): self.setup()
+    def on_log(self, args, state, control, model=None, logs=None, **_):
+        self.setup()
+        swanlab.log(dict(logs), step=state.global_step)
+    def on_evaluate(self, args, state, control, metrics=None, **_): swanlab.log(dict(metrics), step=state.global_step)
+    def on_save(self, args, state, control, **_): swanlab.get_run().config["last"] = state.global_step
+"""
+
+
+@pytest.fixture
+def swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A package with the interface of swanlab 0.10.3, as far as it is used."""
+    files = {"__init__.py": SWANLAB, "plugin/notification/__init__.py": LARK, "integration/transformers.py": CALLBACK}
+    for name, text in files.items():
+        path = tmp_path / "packages/swanlab" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    yield __import__("swanlab")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "swanlab"]:
+        del sys.modules[name]
+
+
+SECRETS: dict[str, Any] = {"swanlab_api_key": "very_secret_key", "swanlab_lark_webhook_url": "https://secret.example", "swanlab_lark_secret": "lark_secret"}
+
+
+def told(swanlab: Any, name: str) -> list[dict[str, Any]]:
+    return [how for called, how in swanlab.calls if called == name]
+
+
+def test_swanlab_gets_the_run(bench: Bench, swanlab: Any) -> None:
+    run = bench.train(use_swanlab=True, report_to="swanlab, none", val_size=4, swanlab_workspace="us", **SECRETS)
+    assert not run.complaint and "the tracker" not in run.said
+    assert [name for name, _ in swanlab.calls[:3]] == ["login", "merge_callbacks", "init"]
+    assert told(swanlab, "login") == [{"api_key": "very_secret_key", "save": False}]
+    assert told(swanlab, "merge_callbacks") == [{"webhook_url": "https://secret.example", "secret": "lark_secret"}]
+    assert told(swanlab, "init") == [{"project": "llamafactory", "workspace": "us", "mode": "online"}]
+    assert [line["loss"] for line in told(swanlab, "log") if "loss" in line] == run.column("loss")
+    assert run.trainer.args.report_to == ["swanlab"], "it is there once"
+    assert json.loads((run.folder / "swanlab_public_config.json").read_text()) == {"cloud": {"experiment_url": "https://swanlab.example/run"}}
+    assert json.loads((run.folder / "trackers.json").read_text()) == {"swanlab": "swan1"}
+    written = "".join(path.read_text() for path in run.folder.iterdir() if path.suffix in (".yaml", ".json", ".jsonl", ".md"))
+    assert "secret" not in (run.said + written).replace("swanlab_lark_secret: given", "")
+
+
+def test_swanlab_kept_here(bench: Bench, swanlab: Any) -> None:
+    run = bench.train(use_swanlab=True, swanlab_mode="local", swanlab_logdir="logs", swanlab_run_name="one", swanlab_project="p", **SECRETS)
+    assert told(swanlab, "login") == [] and not (run.folder / "swanlab_public_config.json").exists()
+    assert told(swanlab, "init") == [{"project": "p", "experiment_name": "one", "log_dir": "logs", "mode": "local"}]
+    assert "pip install 'swanlab[dashboard]'" in run.said
+
+
+def test_swanlab_that_refuses_the_key_ends_no_run(bench: Bench, swanlab: Any) -> None:
+    run = bench.train(use_swanlab=True, swanlab_api_key="wrong_key")
+    assert "the tracker swanlab is left out from here on: ConnectionError: … is not known" in run.said
+    assert not run.complaint and len(told(swanlab, "login")) == 1
+
+
+def test_report_to_swanlab_uses_the_packages_own_callback(bench: Bench, swanlab: Any) -> None:
+    run = bench.train(report_to="swanlab", run_name="two")
+    assert told(swanlab, "init") == [{"experiment_name": "two"}] and "the tracker" not in run.said
+
+
+def test_what_swanlab_needs(keys: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finery.training.callbacks.swanlab.have", lambda _: False)
+    with pytest.raises(UserError) as caught:
+        Run.from_dict(keys(use_swanlab=True, swanlab_lark_secret="x"), trains=True)
+    assert [line.removeprefix("Python: ") for line in caught.value.complaints] == [
+        "'use_swanlab' needs a package that is not installed: pip install \"finery[track]\"",
+        "'swanlab_lark_secret' needs 'swanlab_lark_webhook_url', whose messages it signs",
+    ]
