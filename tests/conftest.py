@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,17 @@ def real_model() -> Path:
     from finery.models.demo_model import demo_model
 
     return demo_model()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many faults and kills were survived, counted over all processes."""
+    faults, kills = set(), Counter[str]()
+    for report in terminalreporter.getreports("passed"):
+        told = dict(report.user_properties) if report.when == "call" else {}
+        faults |= {told["fault"]} if "fault" in told else set()
+        kills.update(json.loads(told.get("kills", "{}")))
+    if faults:
+        terminalreporter.write_line(f"faults survived: {len(faults)} ({', '.join(sorted(faults))})")
+    if kills:
+        counted = ", ".join(f"{phase} {count}" for phase, count in kills.items())
+        terminalreporter.write_line(f"kills survived: {kills.total()} ({counted})")

@@ -1,7 +1,9 @@
 """Cases of the keys that say what watches a run, and when it is enough. `test_every_key.py` runs them."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from watched import Bench, Case, evaluated_at, says
@@ -11,8 +13,13 @@ MEASURED = {"val_size": 4, "eval_strategy": "steps", "eval_steps": 1, "finetunin
 
 TRAINED: dict[str, Case] = {
     "early_stopping_steps": Case(
-        1, lambda run: (evaluated_at(run)[-1], says("training stops")(run)), ((4, False), (2, True)), MEASURED | {"lr_scheduler_type": "constant"}
+        1,
+        lambda run: (evaluated_at(run)[-1], says("training stops")(run)),
+        ((4, False), (2, True)),
+        MEASURED | {"lr_scheduler_type": "constant"},
     ),
+    "on_nonfinite": Case("skip", says("The step is skipped"), (False, True), {"learning_rate": 1e30, "max_steps": 3}),
+    "save_verify": Case(True, says("loaded anew, what was saved gives a loss of"), (False, True)),
 }
 
 
@@ -34,9 +41,6 @@ def swanlab(bench: Bench) -> Iterator[list[tuple[str, Any]]]:
     class Lark:
         def __init__(self, **how: Any) -> None:
             calls.append(("lark", how))
-
-    import sys
-    from types import ModuleType
 
     package, inner, plugin, lark = (
         ModuleType(f"swanlab{name}") for name in ("", ".integration.transformers", ".plugin", ".plugin.notification")

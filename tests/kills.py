@@ -38,7 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
     "lora, packed": {"finetuning_type": "lora", "packing": True, "neftune_noise_alpha": 5},
     "full, packed": {"finetuning_type": "full", "packing": True, "save_strategy": "epoch", "eval_strategy": "epoch"},
-    "lora, accumulation": {"finetuning_type": "lora", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "lora_dropout": 0.1},
+    "lora, accumulation": {
+        "finetuning_type": "lora",
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "lora_dropout": 0.1,
+    },
     "full, streaming": {"finetuning_type": "full", "dataset": "stream", "streaming": True, "max_steps": 16, "buffer_size": 8},
     "lora, best": {"finetuning_type": "lora", "load_best_model_at_end": True, "save_total_limit": 1, "save_steps": 3},
 }
@@ -162,6 +167,7 @@ def watch(child: int, page: Page, kill: Kill | None) -> tuple[int | None, str]:
 def left_over(session: int) -> list[int]:
     """Processes of a session that are still there some seconds after its leader was killed."""
     deadline = time.monotonic() + 10
+    found: list[int] = []
     while time.monotonic() < deadline:
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):

@@ -212,11 +212,12 @@ def test_a_second_gpu_means_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.num_processes({}) == 4
     assert launch.num_processes({"LOCAL_RANK": "1"}) == 1
     told = launch.torchrun_words(["a b.yaml", "lora_rank=2"], {"NPROC_PER_NODE": "2"})
-    assert told == ["--nproc-per-node", "2", "--standalone", "-m", "finery", "train", "a b.yaml", "lora_rank=2"]
+    ours = ["--nproc-per-node", "2", "--signals-to-handle", "SIGHUP,SIGQUIT"]
+    assert told == [*ours, "--standalone", "-m", "finery", "train", "a b.yaml", "lora_rank=2"]
     several = launch.torchrun_words([], {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"})
-    assert several[2:10] == ["--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.1", "--master-port", "29501"]
+    assert several[4:12] == ["--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.1", "--master-port", "29501"]
     elastic = launch.torchrun_words([], {"RDZV_ID": "r", "MIN_NNODES": "1", "MAX_NNODES": "3", "MASTER_ADDR": "h"})
-    assert elastic[2:8] == ["--nnodes", "1:3", "--rdzv-id", "r", "--rdzv-backend", "c10d"]
+    assert elastic[4:10] == ["--nnodes", "1:3", "--rdzv-id", "r", "--rdzv-backend", "c10d"]
     monkeypatch.setattr(launch, "visible_devices", lambda: 1)
     assert not launch.needs_torchrun({})
     assert launch.needs_torchrun({"FORCE_TORCHRUN": "1"})

@@ -76,7 +76,8 @@ ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 EPOCHS = keys_of_data.EPOCH
 
 FROM_OTHERS = keys_of_data.TRAINED | keys_of_adapters.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
-TRAINED: dict[str, Case] = FROM_OTHERS | keys_of_watching.TRAINED | {
+FROM_OTHERS |= keys_of_watching.TRAINED
+TRAINED: dict[str, Case] = FROM_OTHERS | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
     "infer_backend": Case("telepathy", says("'telepathy'"), (False, True)),

@@ -1,5 +1,6 @@
 """The words after `finery` choose a command; nothing heavy is imported until it is known."""
 
+import errno
 import gc
 import os
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 from finery import __version__, compat
 from finery.commands import command_names
 from finery.errors import Stopped, UserError, suggestion
+
+
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
+"""What a disk or a mount is at fault for, wherever it is met."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for complaint in error.complaints:
             print(f"error: {complaint}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader (`finery options | head`) has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return 2
     except Stopped as end:
         return 0 if end.saved else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader (`finery options | head`) has seen enough
-        sys.stderr.close()
-        return 0
 
 
 def _run(name: str, words: list[str]) -> int:

@@ -1,7 +1,11 @@
 """More than one process: the run is checked here first, then torchrun starts Finery once for every device."""
 
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from finery.compat import is_on
 from finery.errors import UserError
@@ -43,7 +47,8 @@ def torchrun(words: Sequence[str], environment: Mapping[str, str] = os.environ) 
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        run(parse_args(torchrun_words(words, environment)))
+        with _handed_on(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            run(parse_args(torchrun_words(words, environment)))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if failure.exitcode != 2:
@@ -52,12 +57,31 @@ def torchrun(words: Sequence[str], environment: Mapping[str, str] = os.environ) 
     return 0
 
 
+@contextmanager
+def _handed_on(*numbers: signal.Signals) -> Iterator[None]:
+    """Within the block, signals go to the training processes, which end together after a step; they are in sessions of their own."""
+    import psutil
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in numbers if threading.current_thread() is threading.main_thread()}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def torchrun_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """What torchrun is told, from NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT, RDZV_ID, MIN_NNODES, MAX_NNODES
     and MAX_RESTARTS.
     """
     get = environment.get
-    command = ["--nproc-per-node", str(num_processes(environment))]
+    # of SIGTERM and SIGINT it would end all processes in the middle of a step
+    command = ["--nproc-per-node", str(num_processes(environment)), "--signals-to-handle", "SIGHUP,SIGQUIT"]
     address, port = get("MASTER_ADDR", "127.0.0.1"), get("MASTER_PORT")
     if rendezvous := get("RDZV_ID"):
         elastic = f"{get('MIN_NNODES')}:{get('MAX_NNODES')}" if get("MIN_NNODES") and get("MAX_NNODES") else get("NNODES", "1")

@@ -68,7 +68,9 @@ def test_it_stops_when_patience_is_used_up(bench: Bench) -> None:
     assert last_step(whole) == 8 and "training stops" not in whole.said
     assert last_step(stopped) == stop_of(whole) < 8
     told = [line for line in stopped.said.splitlines() if "training stops" in line]
-    assert len(told) == 1 and told[0].startswith(f"training stops after step {stop_of(whole)} of 8: in 2 evaluations (early_stopping_steps)")
+    assert len(told) == 1 and told[0].startswith(
+        f"training stops after step {stop_of(whole)} of 8: in 2 evaluations (early_stopping_steps)"
+    )
     assert not stopped.complaint and (stopped.folder / "model.safetensors").exists()
 
 

@@ -48,9 +48,9 @@ def test_a_finished_run_has_nothing_to_go_on_with(keys: Keys) -> None:
         finery.train(given)
     assert not (folder / "checkpoint-3").exists()
     before = (folder / "run.yaml").read_text()
-    with pytest.raises(UserError, match="is of another run: 'learning_rate' was 0.001, is 9.0"):
+    with pytest.raises(UserError, match=r"is of another run: 'learning_rate' was 0\.001, is 9\.0"):
         finery.train(given | {"learning_rate": 9.0})
-    with pytest.raises(UserError, match="'max_steps' was 2, is 3.*'resume_from_checkpoint: true' goes on in spite of that"):
+    with pytest.raises(UserError, match=r"'max_steps' was 2, is 3.*'resume_from_checkpoint: true' goes on in spite of that"):
         finery.train(given | {"max_steps": 3})
     assert (folder / "run.yaml").read_text() == before, "a run that was refused left its settings"
     finery.train(given | {"max_steps": 3, "resume_from_checkpoint": True})
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], wanted: str, keys: K
     ("changes", "wanted"),
     [
         ({"lora_rank": 3}, "'lora_rank' was 8, is 3"),
-        ({"finetuning_type": "full"}, "'finetuning_type' was \"lora\", is \"full\""),
+        ({"finetuning_type": "full"}, '\'finetuning_type\' was "lora", is "full"'),
         ({"optim": "adamw_bnb_8bit"}, "'optim' was"),
         ({"seed": 7, "cutoff_len": 64}, "'cutoff_len' was 128, is 64; 'seed' was 42, is 7"),
         ({"gradient_accumulation_steps": 2}, "'gradient_accumulation_steps' was 1, is 2"),

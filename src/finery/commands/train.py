@@ -1,7 +1,7 @@
 """Train a model as a YAML file says."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +48,18 @@ def detach(words: Sequence[str], name: str | None) -> int:
     return 0
 
 
-def train(run: Run) -> Path:
-    """Train as the run says; returns the output folder, in which no other run can be at work meanwhile."""
+def train(run: Run, expected: Mapping[str, str] | None = None) -> Path:
+    """Train as the run says; returns the output folder, in which no other run can be at work meanwhile.
+
+    `expected` are digests of what a run read that is repeated; where others are found, nothing is trained.
+    """
     from finery.training.session import Session
 
     with Session(run.loop, run.trainer, run.model, run.adapter, (run.switched_on, run.fp8), run.asked()) as session:
-        return _train(run, session)
+        return _train(run, session, expected)
 
 
-def _train(run: Run, session: "Session") -> Path:
+def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> Path:
     """The whole story."""
     from finery.checks.template import prove
     from finery.data.load import load_rows, load_sets
@@ -81,7 +84,7 @@ def _train(run: Run, session: "Session") -> Path:
     with load_sets(run.data, run.packing, prepared) as sets:
         if not session.has_work:
             return session.keep_tokens(sets, run.data)
-        session.know(inputs_of(found, sets, prepared.key))
+        session.know(inputs_of(found, sets, prepared.key), expected)
         prove(run, template, sets)
         set_seed(run.loop.seed)
         start = (run.quantizing, session.device, session.reshape(found, run.rows.cutoff_len), session.from_scratch)

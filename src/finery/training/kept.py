@@ -71,6 +71,7 @@ class KeptTrainer(transformers.Trainer):
         self.stream = Stream()
         self.first_step = 0  # of this session: a resumed run did the steps before it elsewhere
         self.epoch_done = False  # whether the loop is at the end of an epoch, and not of a step within it
+        self.before_save: list[Callable[[], None]] = []  # what a checkpoint counts on
         self._resumed: Path | None = None  # until what it holds is taken over
         self._figures: dict[str, float | None] = {}  # of the last step, which an epoch's line repeats
         self._saved_step = -1
@@ -100,7 +101,7 @@ class KeptTrainer(transformers.Trainer):
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
         self._figures = {"grad_norm": norm, "learning_rate": kwargs.get("learning_rate")}
-        again = self._missed is not None and time.time() - self._missed >= RETRY_SECONDS
+        again = self._missed is not None and time.monotonic() - self._missed >= RETRY_SECONDS
         if self.any_rank(self.signals.save or again):
             self.control.should_save, self.signals.save = True, False
         try:
@@ -153,7 +154,7 @@ class KeptTrainer(transformers.Trainer):
                 with contextlib.suppress(OSError):
                     checkpoints.give_up(self.folder, step)
                 log.warning("the checkpoint of step %d could not be written: %s. The run goes on, and tries again", step, trouble)
-            self._missed = time.time()
+            self._missed = time.monotonic()
             return
         self._saved_step, self._missed = step, None
         if first:
@@ -177,6 +178,8 @@ class KeptTrainer(transformers.Trainer):
         return saved + (0 if self.args.save_only_model else sum(v.nbytes for v in held if isinstance(v, torch.Tensor)))
 
     def _fill(self, folder: Path) -> None:
+        for work in self.before_save:
+            work()
         self.save_model(str(folder), _internal_call=True)
         best = checkpoints.NAME.format(self.state.best_global_step)
         if self.state.best_global_step and (self.state.best_global_step == self.state.global_step or (self.folder / best).is_dir()):

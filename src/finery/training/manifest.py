@@ -13,9 +13,11 @@ from finery import __version__
 from finery.data.load import Sets
 from finery.data.rows.base import Row
 from finery.data.sources import Source
+from finery.errors import UserError
 from finery.files import digest, digest_of_file, replace_text
 from finery.models.lineage import fingerprint
 from finery.models.trained import Trained
+from finery.training.starting import changed
 
 FILE = "manifest.json"
 FIRST_STEPS = 100
@@ -76,6 +78,28 @@ def results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
 def write(folder: Path, told: Mapping[str, Any]) -> None:
     """The last file of a run: it stands for a run that has ended well."""
     replace_text(folder / FILE, json.dumps(told, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a finished run has told of itself. Raises `UserError`."""
+    try:
+        return json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds no finished run: there is no {FILE} in it that can be read") from None
+
+
+class Changed(UserError):
+    """What a run reads is not what was expected."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"what is read has changed: {'; '.join(names)}")
+        self.names = list(names)
+
+
+def check_inputs(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise `Changed` where digests of inputs differ from those of a run that is repeated."""
+    if names := sorted(changed(expected, found)):
+        raise Changed(names)
 
 
 def is_done(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finery import __version__
+from finery.files import replace_text
 from finery.log import get_logger
 
 log = get_logger(__name__)
@@ -44,7 +45,7 @@ def write_run_file(path: Path, lines: Iterable[Line]) -> None:
             texts.append(f"# {line.key}: given, not written down  # {line.origin}")
         else:
             texts.append(f"{line.key}: {json.dumps(line.value, ensure_ascii=False)}  # {line.origin}")
-    path.write_text("\n".join([*texts, ""]), encoding="utf-8")
+    replace_text(path, "\n".join([*texts, ""]))
 
 
 def is_secret(key: str) -> bool:

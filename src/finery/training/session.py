@@ -259,7 +259,7 @@ class Session:
         self, method: Method, rows: Rows, sets: Sets, model: Any, template: Template, tokenizer: Any, watchers: Mapping[str, OptionGroup]
     ) -> "Trainer":
         """The trainer with its watchers."""
-        from transformers import PrinterCallback, TrainerCallback
+        from transformers import TrainerCallback
 
         from finery.training.callbacks import CALLBACKS
 
@@ -301,7 +301,6 @@ class Session:
             callbacks=[*parts, _after_steps(self.adapter)],
             recipes=[recipe(self.fp8)] if self.fp8.fp8 else [],
         )
-        trainer.remove_callback(PrinterCallback)
         guard_trackers(trainer, self.rest.get("report_to"))
         for part in parts:
             part.trainer = trainer
@@ -317,8 +316,10 @@ class Session:
                 check_not_done(self.start, num_steps, manifest.is_done(self.folder))
         return trainer
 
-    def know(self, inputs: Mapping[str, str]) -> None:
-        """Digests of what the run reads. Raises `UserError` where a run that is gone on with has read something else."""
+    def know(self, inputs: Mapping[str, str], expected: Mapping[str, str] | None = None) -> None:
+        """Digests of what the run reads. Raises `UserError` where a run that is gone on with, or repeated, has read something else."""
+        if expected is not None:
+            manifest.check_inputs(expected, inputs)
         self.facts.inputs.update(inputs)
         if self.start is not None:
             check_inputs(self.facts, self.start.folder)

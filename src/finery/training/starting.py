@@ -26,6 +26,8 @@ WRITTEN = (
     "trainer_log.jsonl",
     "trainer_state.json",
     "manifest.json",
+    "trackers.json",
+    "swanlab_public_config.json",
     "loss_ledger",
     "nonfinite",
     "*_results.json",

@@ -229,10 +229,15 @@ def hide_secrets(words: list[str]) -> None:
 
 
 def guard_trackers(trainer: "Trainer", asked: str | list[str] | None) -> None:
-    """Give the trainer the trackers that `report_to` asks for, guarded, and guard those that it has already."""
+    """Give the trainer the trackers that `report_to` asks for, guarded, and guard those that it has already.
+
+    transformers' printer of figures goes: our own bar and lines serve.
+    """
+    from transformers import PrinterCallback
     from transformers.integrations import integration_utils as integrations
 
     hide_secrets(sys.argv)
+    trainer.remove_callback(PrinterCallback)
     kinds: dict[type, str] = {kind: name for name, kind in integrations.INTEGRATION_TO_CALLBACK.items()}
     found: list[Any] = []
     for callback in trainer.callback_handler.callbacks:

@@ -83,7 +83,6 @@ class Trainer(KeptTrainer):
         self.last_loss = float("nan")  # of the newest step, for whoever watches
         self.step_rows: list[Row] = []  # of the newest step
         self.watch: Callable[[Sequence[Row]], contextlib.AbstractContextManager[None]] = contextlib.nullcontext  # around each loss
-        self.before_save: list[Callable[[], None]] = []  # what a checkpoint counts on
         self.tokens_trained = 0
         self.guards = Guards("stop")  # as the session's options say
 
@@ -343,11 +342,6 @@ class Trainer(KeptTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         self._show_answering_weights()
         super()._save(output_dir, state_dict)
-
-    def _fill(self, folder: Path) -> None:
-        for work in self.before_save:
-            work()
-        super()._fill(folder)
 
     # -- what the loop builds
 

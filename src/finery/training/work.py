@@ -2,7 +2,8 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from finery.errors import UserError
 from finery.log import get_logger
 from finery.models.trained import RUN_FILE
 from finery.training import manifest
+from finery.training.checkpoints import newest
 from finery.training.kept import heard
 from finery.training.output import CARD_MARK, keep_foreign, write_card, write_run_file
 from finery.training.proof import Moved, batch_of
@@ -63,10 +65,10 @@ class Work:
                 clear(self.folder)
             (self.folder / manifest.FILE).unlink(missing_ok=True)  # it stands for a run that has ended
         self.trainer.accelerator.wait_for_everyone()
-        began, before = time.time(), Moved(self.trainer.model)  # type: ignore[arg-type]
+        began, before = time.monotonic(), Moved(self.trainer.model)  # type: ignore[arg-type]
         gc.freeze()  # what is there now stays: it need not be looked through for garbage
         try:
-            with heard(self.trainer):
+            with heard(self.trainer), _workers_told(self.trainer):
                 result = self.trainer.train(resume_from_checkpoint=str(self.start.folder) if self.start else None)
                 self.trainer.save_trained(self.session.adapter.config_file)
         finally:
@@ -74,11 +76,13 @@ class Work:
             for watcher in self.session.watchers:
                 watcher.close()
             if is_first():  # a choice may have been changed on the way
-                write_run_file(self.folder / RUN_FILE, self.session.resolve(self.session.decided))
-        seconds = max(time.time() - began, 1e-9)
+                with suppress(OSError):
+                    write_run_file(self.folder / RUN_FILE, self.session.resolve(self.session.decided))
+        seconds = max(time.monotonic() - began, 1e-9)
         first, last = self.trainer.first_step, self.trainer.state.global_step
         samples = self.trainer.num_samples_in(last) - self.trainer.num_samples_in(first)
         metrics = result.metrics | {
+            "train_runtime": round(seconds, 4),
             "train_samples_per_second": round(samples / seconds, 3),
             "train_steps_per_second": round((last - first) / seconds, 3),
             "train_tokens_per_second": round(self.trainer.tokens_trained / seconds, 1),
@@ -128,3 +132,17 @@ class Work:
         if not self.loop.do_train or self.loop.load_best_model_at_end or not lines:
             return None
         return {name: value for name, value in lines[-1].items() if name != "step"}
+
+
+@contextmanager
+def _workers_told(trainer: Trainer) -> Iterator[None]:
+    """A process that loads data may be killed for want of memory: torch tells that by an error of no kind of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        last = newest(trainer.folder)
+        further = f"the same command goes on with {last.folder}" if last is not None else "there is no checkpoint yet"
+        told = "a process that loads data was killed, perhaps for want of memory; 'dataloader_num_workers: 0' does without"
+        raise UserError(f"{told}. {further}") from None

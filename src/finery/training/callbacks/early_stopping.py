@@ -41,12 +41,6 @@ class EarlyStopping(Callback):
         if run.data.eval_on_each_dataset and not chosen and not run.trainer.get("metric_for_best_model"):
             yield Finding("early_stopping_steps", "needs 'metric_for_best_model' to say which data set's loss is to get lower")
 
-    def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        """A run that had stopped when it was cut off has only its end left to do."""
-        if state.global_step and self._is_over(args, state):
-            control.should_training_stop = True
-            self.trainer._run_epoch = _nothing  # transformers' loop (5.23) looks at `control` after a step only
-
     def on_evaluate(
         self,
         args: "TrainingArguments",
@@ -92,7 +86,3 @@ def num_since_best(values: Sequence[float], greater_is_better: bool) -> int:
         if is_better or (math.isnan(values[best]) and not math.isnan(value)):
             best = place
     return len(values) - 1 - best
-
-
-def _nothing(**_: Any) -> None:
-    """An epoch without steps."""

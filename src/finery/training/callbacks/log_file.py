@@ -38,7 +38,7 @@ class LogFile(Callback):
 
     def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Start the clock, and the file: what another run has left in it goes, or what this one did beyond the checkpoint."""
-        self.started = time.time()
+        self.started = time.monotonic()
         self.first_step = state.global_step
         path = _path(args)
         if state.is_world_process_zero and path.exists():
@@ -71,7 +71,7 @@ class LogFile(Callback):
         self._waiting = []
 
     def _line(self, state: "TrainerState", logs: dict[str, float]) -> dict[str, Any]:
-        passed = time.time() - self.started if self.started else 0.0
+        passed = time.monotonic() - self.started if self.started else 0.0
         done = state.global_step - self.first_step
         left = passed / done * (state.max_steps - state.global_step) if done else 0.0
         values = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in logs}

@@ -31,7 +31,7 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Open the bar where standard error is a terminal."""
-        self.started, self.first_step = time.time(), state.global_step
+        self.started, self.first_step = time.monotonic(), state.global_step
         if not state.is_world_process_zero:
             return
         choices = self.trainer.choices
@@ -75,7 +75,7 @@ class ProgressBar(Callback):
         if not state.is_world_process_zero or not (self.bar is None or _losses(logs)):
             return
         if "loss" in logs:
-            done, passed = state.global_step - self.first_step, time.time() - self.started
+            done, passed = state.global_step - self.first_step, time.monotonic() - self.started
             left = passed / max(done, 1) * (state.max_steps - state.global_step)
             where = f"step {state.global_step}/{state.max_steps}"
             log.info("%s  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left", where, logs["loss"], logs["learning_rate"], self._speed(), left)
@@ -88,4 +88,4 @@ class ProgressBar(Callback):
             self.bar.stop()
 
     def _speed(self) -> float:
-        return self.trainer.tokens_trained / max(time.time() - self.started, 1e-9)
+        return self.trainer.tokens_trained / max(time.monotonic() - self.started, 1e-9)

@@ -1,0 +1,134 @@
+"""A run that is told to end finishes its step, saves, and ends well; told twice, it ends at once; SIGUSR1 saves and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finery
+from finery.errors import Stopped
+from finery.training.trainer import Trainer
+from survived import Stage, lines, steps_of, weights
+
+Keys = Callable[..., dict[str, Any]]
+
+
+def told(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_that_is_asked_for_is_a_pause(number: int, stage: Stage, whole: Path) -> None:
+    """In the middle of an epoch; the same command then ends as if nothing had been."""
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    if before[1] is signal.SIG_IGN:
+        pytest.skip("SIGINT is ignored in whatever started the tests")
+    stage.planned = {2: told(number)}
+    out = stage.tmp_path / "out"
+    with pytest.raises(Stopped) as end:
+        stage.train(output_dir=str(out), save_steps=50)
+    assert end.value.saved
+    assert "ended after step 2 of 6, as it was told: the same command goes on with" in stage.said
+    assert steps_of(out) == [2] and not (out / "adapter_model.safetensors").exists()
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+    stage.train(output_dir=str(out), save_steps=50)
+    assert weights(out) == weights(whole)
+    assert [line["current_steps"] for line in lines(out) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigusr1_saves_and_goes_on(stage: Stage, whole: Path) -> None:
+    stage.planned = {3: told(signal.SIGUSR1)}
+    out = stage.train(output_dir=str(stage.tmp_path / "out"), save_strategy="no")
+    assert steps_of(out) == [3]
+    assert weights(out) == weights(whole)
+
+
+def test_an_evaluation_is_broken_off_and_made_up_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is due when the run goes on: the log reads as that of a run that nobody stopped."""
+    given = {"eval_dataset": "sums", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, "save_steps": 4}
+    whole = stage.train(output_dir=str(stage.tmp_path / "whole"), **given)
+    out = stage.tmp_path / "out"
+    with monkeypatch.context() as patch:
+        heed = Trainer.heed
+
+        def heed_late(self: Trainer) -> None:
+            if self.state.global_step == 4 and self.model.training is False:  # type: ignore[union-attr]
+                self.signals.stop = True
+            heed(self)
+
+        patch.setattr(Trainer, "heed", heed_late)
+        with pytest.raises(Stopped):
+            stage.train(output_dir=str(out), **given)
+    assert not any("eval_loss" in line for line in lines(out) if line["current_steps"] == 4)
+    stage.train(output_dir=str(out), **given)
+    figures = ("current_steps", "loss", "eval_loss", "lr", "grad_norm")
+    ours, theirs = ([{key: line[key] for key in figures if key in line} for line in lines(folder)] for folder in (out, whole))
+    assert ours == theirs
+    assert weights(out) == weights(whole)
+
+
+def _start(keys: Keys, out: Path) -> "subprocess.Popen[str]":
+    given = keys(output_dir=str(out), max_steps=100000, save_strategy="no", logging_steps=1)
+    command = [sys.executable, "-m", "finery", "train", *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.stderr is not None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and "step 1/" not in run.stderr.readline():
+        pass
+    return run
+
+
+def test_a_process_ends_with_0_and_a_word_and_twice_told_at_once(keys: Keys, tmp_path: Path) -> None:
+    with _start(keys, tmp_path / "out") as run:
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert "SIGTERM: the step is finished and saved, then the run ends; once more ends it at once" in said
+    assert "as it was told" in said and "Traceback" not in said
+    with _start(keys, tmp_path / "other") as run:
+        os.kill(run.pid, signal.SIGSTOP)  # both come before it can finish a step
+        run.send_signal(signal.SIGTERM)
+        os.kill(run.pid, signal.SIGCONT)
+        time.sleep(0.001)
+        run.send_signal(signal.SIGTERM)
+        run.communicate(timeout=60)
+    assert run.returncode in (0, 128 + signal.SIGTERM)
+    assert not _alive(run.pid)
+
+
+def _alive(session: int) -> list[str]:
+    time.sleep(1.0)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(own) == session and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    """Whatever the step is at."""
+    code = (
+        "import os, signal, time\nfrom finery.training.signals import Signals\n"
+        "with Signals() as heard:\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert heard.stop\n"
+        "    print('once', flush=True)\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "once\n")
+
+
+def test_python_hears_of_it_too(stage: Stage) -> None:
+    """`finery.train` raises what a Ctrl-C raises, once everything is saved."""
+    stage.planned = {1: told(signal.SIGTERM)}
+    with pytest.raises(KeyboardInterrupt):
+        finery.train(stage.keys(save_strategy="no", max_steps=5))
