@@ -12,7 +12,6 @@ from finery import __version__, compat
 from finery.commands import command_names
 from finery.errors import Stopped, UserError, suggestion
 
-
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 """What a disk or a mount is at fault for, wherever it is met."""
 

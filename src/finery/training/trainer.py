@@ -82,7 +82,7 @@ class Trainer(KeptTrainer):
         self._sampler: StepSampler
         self.last_loss = float("nan")  # of the newest step, for whoever watches
         self.step_rows: list[Row] = []  # of the newest step
-        self.watch: Callable[[Sequence[Row]], contextlib.AbstractContextManager[None]] = contextlib.nullcontext  # around each loss
+        self.watch: Callable[[Sequence[Row]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext  # around each loss
         self.tokens_trained = 0
         self.guards = Guards("stop")  # as the session's options say
 
