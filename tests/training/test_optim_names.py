@@ -22,16 +22,14 @@ REFUSED = {
     "adamw_torch_xla": "torch_xla",
     "adamw_torch_npu_fused": "torch_npu",
     "adamw_anyprecision": "Please install https://github.com/pytorch/torchdistx",
-    "lomo": "'galore_layerwise: true' does not mind",
-    "adalomo": "'galore_layerwise: true' does not mind",
     **{name.value: "set 'use_galore: true'" for name in OptimizerNames if name.value.startswith("galore_")},
     **{name.value: "set 'use_apollo: true'" for name in OptimizerNames if name.value.startswith("apollo_")},
 }
 """What cannot run here, and what the run says that names the package, the device or the key that serves."""
-RATES = {"sgd": 1.0, "adagrad": 0.03, "schedule_free_sgd": 5.0, "lion_32bit": 1e-3, "lion_8bit": 1e-3}
+RATES = {"sgd": 1.0, "lomo": 1.0, "adagrad": 0.03, "schedule_free_sgd": 5.0, "lion_32bit": 1e-3, "lion_8bit": 1e-3}
 
 
-AT_ONCE = ("adamw_torch", "adafactor", "adamw_8bit", "adamw_torch_8bit", "schedule_free_adamw", "stable_adamw", *REFUSED)
+AT_ONCE = ("adamw_torch", "adafactor", "adamw_8bit", "adamw_torch_8bit", "schedule_free_adamw", "stable_adamw", "lomo", "adalomo", *REFUSED)
 """Those that are tried every time; `make soak` tries all."""
 NAMES = [pytest.param(n.value, marks=[] if n.value in AT_ONCE else [pytest.mark.slow]) for n in OptimizerNames]
 

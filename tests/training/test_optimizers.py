@@ -310,7 +310,7 @@ GALORE, BADAM = {"use_galore": True, "finetuning_type": "full"}, {"use_badam": T
 LAYERWISE = GALORE | {"galore_layerwise": True}
 MADE = "is made for whole weights: set 'finetuning_type' to full or freeze, found 'lora'"
 FAULTS: list[tuple[dict[str, Any], str]] = [
-    *[({f"use_{name}": True}, f"'use_{name}' {MADE}") for name in ("galore", "apollo", "badam", "adam_mini")],
+    *[({f"use_{name}": True}, f"'use_{name}' {MADE}") for name in ("galore", "apollo", "badam")],
     (GALORE | {"use_muon": True}, "'use_galore' and 'use_muon' are optimizers: keep one"),
     (GALORE | {"optim": "sgd"}, "'use_galore' needs 'optim' to be one of adamw_torch, adamw_torch_fused, adafactor"),
     (GALORE | {"optim": "adamw_8bit"}, "'use_galore' with 'optim: adamw_8bit' needs a GPU"),

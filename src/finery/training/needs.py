@@ -9,10 +9,7 @@ from finery.options import Finding
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "swanlab": "swanlab", "trackio": "trackio"}
 """What `report_to` may name of the trackers that we know, and the package that each needs."""
 
-_LOMO = "it steps weights in the backward pass of every micro-batch, and a step may hold several: 'galore_layerwise: true' does not mind"
 INSTEAD = {
-    "lomo": _LOMO,
-    "adalomo": _LOMO,
     **{f"galore_{kind}": "set 'use_galore: true' instead" for kind in ("adamw", "adamw_8bit", "adafactor")},
     **{
         f"galore_{kind}_layerwise": "set 'use_galore: true' and 'galore_layerwise: true' instead"

@@ -45,6 +45,7 @@ class Optimizer(ABC):
     switch: ClassVar[str]  # the key
     package: ClassVar[str] = ""  # which it needs
     trains_adapters = True  # makes sense for the small weights of adapters, too
+    stand_in: ClassVar[str] = ""  # what transformers is told that `optim` is, where it has other ways to step it
     keeps_formats = False  # steps half-precision weights as they are: no fp32 copies are made
     in_turn = ""  # why micro-batches must be worked on one after the other; empty: they may be side by side
 
@@ -62,6 +63,10 @@ class Optimizer(ABC):
         """Whether the user's keys ask for it."""
         return bool(self.options.model_dump()[self.switch])
 
+    def serves(self, run: Any) -> bool:
+        """Whether `run` asks for it: by its key, or else by what `optim` says."""
+        return self.is_on
+
     @abstractmethod
     def build(self, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
         """The optimizer of the trained weights of `model`."""
@@ -71,7 +76,7 @@ class Optimizer(ABC):
 
     def check(self, run: Any) -> Iterator[Finding]:
         """Its package, one at a time, and no adapters where it is made for whole weights."""
-        if not self.is_on:
+        if not self.serves(run):
             return
         if self.package and not have(self.package):
             yield Finding(self.switch, f"needs a package: {install_of(self.package)}")
