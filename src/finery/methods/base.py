@@ -67,6 +67,7 @@ class Method(ABC):
     reads: Collection[str] = ()  # columns beside question and answer, such as images; others are refused, not passed over
     plots: Sequence[str] = ("loss", "eval_loss")  # what plot_loss draws
     learns_tokens = False  # its loss is a cross entropy on tokens, which can be smoothed
+    measures_accuracy = False  # an evaluation counts how many tokens are guessed right, too
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
@@ -115,4 +116,6 @@ class TokenMethod(Method):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         """In evaluation plain cross entropy, so that losses of all kinds of training can be compared."""
-        return next_token_loss(model, batch, self.token_loss if model.training else None)
+        from finery.methods.functions.guesses import counting
+
+        return next_token_loss(model, batch, self.token_loss if model.training else counting())

@@ -32,6 +32,8 @@ class SFT(TokenMethod):
         """DFT, held to the model that training began with (ASFT); its trained weights are kept. Evaluation keeps to plain cross entropy."""
         asft_alpha: float = Field(0.1, ge=0)
         """How strong ASFT's hold is: it multiplies the mean divergence KL(start || model) over tokens."""
+        compute_accuracy: bool = False
+        """Measure in evaluations how many of a row's learnt tokens are the likeliest, the mean over rows: eval_accuracy."""
 
     options: Options
 
@@ -50,6 +52,11 @@ class SFT(TokenMethod):
         if self.options.use_eaft_loss:
             return eaft(self.options.eaft_alpha)
         return asft(self.options.asft_alpha) if self.options.use_asft_loss else super().token_loss
+
+    @property
+    def measures_accuracy(self) -> bool:  # type: ignore[override]
+        """Where it is asked for."""
+        return self.options.compute_accuracy
 
     def check(self, run: Any) -> Iterator[Finding]:
         """One loss at a time; a strength belongs to its loss."""

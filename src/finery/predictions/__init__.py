@@ -1,0 +1,1 @@
+"""Answers to evaluation sets: written in batches, scored, told."""
