@@ -140,7 +140,7 @@ def test_a_word_filters_keys_and_owners() -> None:
     text = listing("lora", 100)
     assert "use_dora" in text, "its owner is the adapter lora"
     assert "cutoff_len" not in text and "learning_rate" not in text
-    assert "not built yet" in listing("swanlab_mode", 100)
+    assert "not built yet" in listing("vllm_maxlen", 100)
     assert "has no effect" not in listing("cutoff-len", 100)
     assert listing("no_cuda", 100) == "old names that still work\n  no_cuda = use_cpu\n"
 
@@ -237,7 +237,7 @@ def test_a_good_file_has_no_faults() -> None:
         ("packing", "perhaps"),
         ("truncation", "middle"),
         ("interleave_probs", ["most", 1]),
-        ("use_swanlab", True),
+        ("use_audio_in_video", True),
         ("use_kt", True),
         ("no_cuda", 3),
     ],

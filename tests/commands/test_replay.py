@@ -25,7 +25,8 @@ def test_the_same_comes_out(keys: Keys, tmp_path: Path, capsys: pytest.CaptureFi
     folder = finery.train(keys(val_size=4, lora_dropout=0.1, max_steps=3))
     told = json.loads((folder / "manifest.json").read_text())
     assert told["steps"] == told["stream"]["steps"] == 3 and told["seed"] == 42
-    assert told["inputs"].keys() == {"the model's weights", "the tokenizer or the template", "data set 'sums'"}
+    rows = {"which rows are in the train set", "which rows are in the eval set"}
+    assert told["inputs"].keys() == {"the model's weights", "the tokenizer or the template", "data set 'sums'", *rows}
     assert told["results"]["weights"].keys() == {"adapter_model.safetensors"}
     assert told["results"]["losses"].keys() == {"train_loss", "eval_loss"}
     assert {"torch", "peft", "finery", "python"} <= told["versions"].keys() and told["machine"]["threads"] == 1
@@ -42,7 +43,9 @@ def test_changed_data_are_named(keys: Keys, data: Path, tmp_path: Path, capsys: 
     path = data / "sums.json"
     path.write_text(path.read_text().replace("I am sure", "I was sure", 1))
     assert main(["replay", str(folder), "--into", str(tmp_path / "again")]) == 1
-    assert "what it read has changed: data set 'sums' (has changed)" in capsys.readouterr().err
+    assert (
+        "what it read has changed: data set 'sums' (has changed); which rows are in the train set (has changed)" in capsys.readouterr().err
+    )
     assert not (tmp_path / "again" / "adapter_model.safetensors").exists(), "nothing is trained"
 
 

@@ -132,3 +132,46 @@ def test_python_hears_of_it_too(stage: Stage) -> None:
     stage.planned = {1: told(signal.SIGTERM)}
     with pytest.raises(KeyboardInterrupt):
         finery.train(stage.keys(save_strategy="no", max_steps=5))
+
+
+def test_an_evaluation_before_the_first_step_is_broken_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    heed = Trainer.heed
+
+    def heed_at_once(self: Trainer) -> None:
+        self.signals.stop = True
+        heed(self)
+
+    monkeypatch.setattr(Trainer, "heed", heed_at_once)
+    with pytest.raises(Stopped) as end:
+        stage.train(eval_dataset="sums", eval_strategy="steps", eval_steps=2, eval_on_start=True)
+    assert end.value.saved and "ended before the first step, as it was told" in stage.said
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"save_only_model": True}, "told: the same command goes on with"),
+        (
+            {"overwrite_output_dir": True},
+            "with 'resume_from_checkpoint: true', and without 'overwrite_output_dir', the same command goes on",
+        ),
+    ],
+    ids=["models alone", "overwriting"],
+)
+def test_how_to_go_on_is_told_and_true(changes: dict[str, Any], how: str, stage: Stage, whole: Path) -> None:
+    """A checkpoint for an end always holds the optimizer's state."""
+    stage.planned = {2: told(signal.SIGTERM)}
+    out = str(stage.tmp_path / "out")
+    with pytest.raises(Stopped):
+        stage.train(output_dir=out, **changes)
+    assert how in stage.said
+    again = changes if "save_only_model" in changes else {"resume_from_checkpoint": True}
+    assert weights(stage.train(output_dir=out, **again)) == weights(whole)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the optimizer's package
+def test_an_optimizer_that_cannot_be_saved_does_not_die_of_a_signal(stage: Stage) -> None:
+    stage.planned = {2: told(signal.SIGUSR1)}
+    out = stage.train(optim="grokadamw", save_strategy="no", finetuning_type="full", max_steps=4)
+    assert "the state of the optimizer cannot be saved without pickle" in stage.said
+    assert (out / "model.safetensors").exists() and not list(out.glob(".*.part"))

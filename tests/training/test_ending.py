@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], wanted: str, keys: K
         ({"finetuning_type": "full"}, '\'finetuning_type\' was "lora", is "full"'),
         ({"optim": "adamw_bnb_8bit"}, "'optim' was"),
         ({"seed": 7, "cutoff_len": 64}, "'cutoff_len' was 128, is 64; 'seed' was 42, is 7"),
-        ({"gradient_accumulation_steps": 2}, "'gradient_accumulation_steps' was 1, is 2"),
+        ({"gradient_accumulation_steps": 2}, "'per_device_train_batch_size x gradient_accumulation_steps' was 4, is 8"),
         ({"dataset": "names"}, "data set 'names' (is new); data set 'sums' (is gone)"),
         ({"default_system": "Be brief."}, "'default_system' was null"),
     ],
@@ -106,6 +106,7 @@ def test_another_run_is_not_gone_on_with(changes: dict[str, Any], wanted: str, k
 def test_an_incomplete_checkpoint_is_passed_over(broken: str, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     given = keys(save_strategy="steps", save_steps=1)
     folder = finery.train(given)
+    (folder / "manifest.json").unlink()  # as if it had not ended
     state = folder / "checkpoint-2" / broken
     state.write_text(state.read_text()[:20]) if broken == "trainer_state.json" else state.unlink()
     with pytest.raises(UserError, match="holds no complete checkpoint"):

@@ -53,8 +53,11 @@ def _compare(folder: Path, into: Path, before: Mapping[str, Any], after: Mapping
         return 0
     for name, was, now in _differences(before["machine"], after["machine"]):
         print(f"  {name} was {was}, is {now}: sums may have been taken in another order")
-    if before["choices"] != after["choices"]:
-        print("  what was chosen on the way differs, too: see choices in both manifest.json")
+    both = before["choices"].keys() & after["choices"].keys()
+    for name in sorted(name for name in both if before["choices"][name] != after["choices"][name]):
+        print(f"  {name} was settled as {before['choices'][name]}, is {after['choices'][name]}")
+    for part in before["in_parts"]:
+        print(f"  it was trained in parts, with other keys {part}: a replay trains with the last ones from the beginning")
     return 1
 
 

@@ -15,8 +15,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 
 from finery.data.load import Sampling
 from finery.errors import Complaint, UserError
-from finery.options import Finding, Keys, OptionGroup, PathText, one_of, shown
+from finery.options import Finding, Keys, PathText, one_of, shown
 from finery.training.needs import check_rest
+from finery.training.prediction import PredictionOptions
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -28,7 +29,7 @@ BEST_BY = "eval_loss"
 """What the best of a run is chosen by where metric_for_best_model is not given."""
 
 
-class LoopOptions(OptionGroup):
+class LoopOptions(PredictionOptions):
     output_dir: PathText | None = None
     """The folder for everything that the run writes."""
     overwrite_output_dir: bool = False
@@ -109,8 +110,8 @@ class LoopOptions(OptionGroup):
     def check(self, run: Any) -> Iterator[Finding]:
         """Contradictions between the loop's keys and with the data."""
         evaluated = bool(run.data.val_size or run.data.eval_dataset)
-        if not (self.do_train or self.do_eval or run.data.tokenized_path):
-            yield Finding("do_train", "should be true (or 'do_eval'): there is nothing to do")
+        if not (self.do_train or self.do_eval or self.do_predict or run.data.tokenized_path):
+            yield Finding("do_train", "should be true (or 'do_eval', or 'do_predict'): there is nothing to do")
         if self.do_train and not run.data.dataset:
             yield Finding("do_train", "needs 'dataset'")
         if (self.do_train or self.do_eval) and self.output_dir is None:
@@ -130,8 +131,9 @@ class LoopOptions(OptionGroup):
             yield Finding("disable_shuffling", "and 'train_sampling_strategy: group_by_length' exclude each other: keep one")
         yield from self._check_numbers()
         yield from self._check_evaluating()
+        yield from self.check_predictions(run)
         yield from check_rest(run.trainer, self.save_strategy != "no")
-        yield from self._check_metric(run.trainer.get("metric_for_best_model"), run.data)
+        yield from self._check_metric(run.trainer.get("metric_for_best_model"), run.data, run.method)
 
     def _check_numbers(self) -> Iterator[Finding]:
         if self.bf16 and self.fp16:
@@ -167,10 +169,11 @@ class LoopOptions(OptionGroup):
                 found = f"found {self.save_steps:g} and {each:g}"
                 yield Finding("load_best_model_at_end", f"needs 'save_steps' to be a multiple of 'eval_steps', {found}")
 
-    def _check_metric(self, metric: str | None, data: Any) -> Iterator[Finding]:
-        """Evaluation measures one loss, or one for each data set."""
+    def _check_metric(self, metric: str | None, data: Any, method: Any) -> Iterator[Finding]:
+        """Evaluation measures the loss, and accuracy where that is asked for: once, or for each data set."""
         each = data.eval_dataset if data.eval_on_each_dataset else ()
-        known = [f"eval_{name}_loss" for name in each] or ["loss", "eval_loss"]
+        measures = ["loss", *(["accuracy"] if method.measures_accuracy else [])]
+        known = [f"eval_{name}_{one}" for name in each for one in measures] or [*measures, *(f"eval_{one}" for one in measures)]
         if metric is not None and metric not in known and f"eval_{metric}" not in known:
             yield Finding("metric_for_best_model", f"should be {' or '.join(known)}, which is what evaluation measures, found {metric!r}")
         if metric is None and each and (self.load_best_model_at_end or self.save_strategy == "best"):
@@ -357,7 +360,7 @@ def training_arguments(
         "on_nonfinite",
         "save_verify",
     }
-    values = loop.model_dump(exclude=ours) | dict(rest)
+    values = loop.model_dump(exclude=ours | PredictionOptions.model_fields.keys()) | dict(rest)
     values |= {
         "output_dir": str(folder),
         "gradient_accumulation_steps": 1,
@@ -375,7 +378,7 @@ def training_arguments(
     }
     if loop.save_strategy == "best" or loop.load_best_model_at_end:
         values["metric_for_best_model"] = rest.get("metric_for_best_model") or BEST_BY
-        values["greater_is_better"] = bool(rest.get("greater_is_better", False))
+        values["greater_is_better"] = bool(rest.get("greater_is_better", not values["metric_for_best_model"].endswith("loss")))
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, RuntimeError, ImportError) as error:  # what needs the device or a package to be known

@@ -92,6 +92,15 @@ def tidy(folder: Path) -> None:
             log.warning("%s is not complete (no %s that fits it): it is neither gone on with nor counted", path, COMPLETE)
 
 
+def set_aside(folder: Path, step: int) -> None:
+    """Checkpoints of steps after `step`, with which a run goes on, are no longer of its course: they are kept under another name."""
+    for one in [one for one in listed(folder) if one.step > step]:
+        other = folder / f"before-{one.folder.name}"
+        shutil.rmtree(other, ignore_errors=True)
+        one.folder.replace(other)
+        log.warning("%s is beyond step %d, with which the run goes on: it is kept as %s", one.folder, step, other.name)
+
+
 class NoRoom(OSError):
     """The disk has less room than a checkpoint needs."""
 
@@ -144,12 +153,12 @@ def give_up(folder: Path, step: int) -> None:
     shutil.rmtree(beside(folder, step), ignore_errors=True)
 
 
-def rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest complete checkpoints beyond `limit`; never the newest, nor the `best`."""
+def rotate(folder: Path, limit: int | None, best: str | None, step: int) -> None:
+    """Delete the oldest complete checkpoints beyond `limit`; never that of `step`, which was just written, nor the `best`."""
     if limit is None:
         return
     found = listed(folder)
-    spared = {found[-1].folder.name if found else "", Path(best).name if best else ""}
+    spared = {NAME.format(step), Path(best).name if best else ""}
     for one in [one for one in found if one.folder.name not in spared][: max(len(found) - limit, 0)]:
         going = folder / GOING.format(one.folder.name)
         with contextlib.suppress(OSError):  # the next one tries again

@@ -37,15 +37,13 @@ class Guards:
         step = trainer.state.global_step + 1
         if not sum(row.num_supervised for row in rows):
             self._tell("unsupervised", f"step {step} has no token to learn. {places(trainer, rows)}")
-        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-        hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
-        if step == trainer.first_step + 1 and not hooked and all(weight.grad is None for weight in trained) and math.isfinite(loss):
-            raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
+        if step == trainer.first_step + 1 and math.isfinite(loss):
+            _check_learning(trainer)
         if self._counts("no loss", loss == 0.0):
             self._tell("no loss", f"the loss has been 0 for {SO_MANY} steps: nothing is learnt any more, or the labels are wrong")
 
-    def see_norm(self, norm: float, lr: float) -> None:
-        """The length of a step's gradient, and the learning rate it is stepped with."""
+    def see_norm(self, norm: float | None, lr: float) -> None:
+        """The length of a step's gradient, where it is still there to be measured, and the learning rate it is stepped with."""
         self.highest_lr = max(self.highest_lr, lr)
         if self._counts("no gradient", norm == 0.0):
             self._tell("no gradient", f"the gradient has been 0 for {SO_MANY} steps: nothing is learnt")
@@ -64,7 +62,8 @@ class Guards:
             kept = f"what repeats it is in {where}"
         except (OSError, SafetensorError) as error:
             kept = f"what repeats it could not be saved ({error})"
-        trainer.model.zero_grad(set_to_none=True)
+        if trainer.accelerator.scaler is None:  # which steps over such gradients by itself, and wants to see them
+            trainer.model.zero_grad(set_to_none=True)
         origin = str(found) if found is not None else "each part of the step is finite by itself, their sum is not"
         text = f"the {what} of step {step} is not finite: {origin}. {places(trainer, rows)}; {kept}"
         self.num_skipped += 1
@@ -90,6 +89,13 @@ class Guards:
         if kind not in self._told:
             self._told.add(kind)
             log.warning("%s", text)
+
+
+def _check_learning(trainer: Any) -> None:
+    hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    if not hooked and all(weight.grad is None for weight in trained):
+        raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
 
 
 def places(trainer: Any, rows: Sequence[Row]) -> str:

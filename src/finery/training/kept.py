@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from finery.log import get_logger
 from finery.training import checkpoints
 from finery.training.choices import Choices
 from finery.training.dice import random_states, restore_random_states, undisturbed_dice
+from finery.training.guards import Guards
 from finery.training.loading import keep_formats, load_renamed
 from finery.training.manifest import Stream
+from finery.training.proof import Moved
 from finery.training.signals import Signals
 from finery.training.starting import Facts
-from finery.training.state_files import load_state, save_state
+from finery.training.state_files import Unsavable, load_state, save_state
 
 log = get_logger(__name__)
 
@@ -66,6 +68,7 @@ class KeptTrainer(transformers.Trainer):
         super().__init__(**kwargs)
         keep_formats(self.model)
         self.folder = Path(str(self.args.output_dir))
+        self.guards = Guards("stop")  # as the session's options say
         self.facts = Facts({})  # what a run must share to go on; the session tells
         self.signals = Signals()
         self.stream = Stream()
@@ -75,8 +78,20 @@ class KeptTrainer(transformers.Trainer):
         self._resumed: Path | None = None  # until what it holds is taken over
         self._figures: dict[str, float | None] = {}  # of the last step, which an epoch's line repeats
         self._saved_step = -1
+        self._whole = False  # the next checkpoint holds the optimizer's state, also where only models are saved
+        self._best_before: tuple[float | None, int | None] = (None, None)
+        self._moved: Moved | None = None
+        self._moved_before = False  # whether weights had moved in an earlier session
         self._missed: float | None = None  # when a checkpoint could not be written
         self._tr_loss = torch.zeros(())  # what steps since the last line of the log have cost, summed; the loop's
+
+    def watch_weights(self) -> None:
+        """From now on it is known whether one of them moves."""
+        self._moved = Moved(self.model)  # type: ignore[arg-type]
+
+    def has_moved(self) -> bool:
+        """Whether a trained weight is no longer what it was when the run began."""
+        return self._moved_before or (self._moved is not None and self._moved.any(self.model))  # type: ignore[arg-type]
 
     def keep(self) -> None:
         """Called when all other watchers are there: what they do when training begins comes first."""
@@ -103,7 +118,8 @@ class KeptTrainer(transformers.Trainer):
         self._figures = {"grad_norm": norm, "learning_rate": kwargs.get("learning_rate")}
         again = self._missed is not None and time.monotonic() - self._missed >= RETRY_SECONDS
         if self.any_rank(self.signals.save or again):
-            self.control.should_save, self.signals.save = True, False
+            self.control.should_save, self.signals.save, self._whole = True, False, True
+        self._best_before = self.state.best_metric, self.state.best_global_step
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
         except EvaluationBroken:
@@ -114,6 +130,7 @@ class KeptTrainer(transformers.Trainer):
     def _end_here(self, model: Any) -> None:
         """Save what is not saved yet, and leave the loop."""
         if self._saved_step != self.state.global_step:
+            self._whole = True
             self._save_checkpoint(model, None)
         raise Stopped(self._saved_step == self.state.global_step)
 
@@ -141,31 +158,40 @@ class KeptTrainer(transformers.Trainer):
         """Write beside, sync, rename. A disk's trouble costs this checkpoint alone: it is told, and tried again."""
         self.store_flos()
         step, first, best = self.state.global_step, self.args.should_save, self.state.best_model_checkpoint
-        trouble = self._trying(lambda: checkpoints.begin(self.folder, step, self._num_bytes())) if first else ""
-        trouble = self._first_trouble(trouble) or self._first_trouble(
-            self._trying(lambda: self._fill(checkpoints.beside(self.folder, step)))
-        )
-        if not trouble and first:
-            trouble = self._trying(lambda: checkpoints.finish(self.folder, step, not self.args.save_only_model))
-        trouble = self._first_trouble(trouble)
+        lean, self.args.save_only_model = self.args.save_only_model, self.args.save_only_model and not self._whole
+        try:
+            trouble, resumable = self._write(step, first), not self.args.save_only_model
+        finally:
+            self.args.save_only_model, self._whole = lean, False
         if trouble:
             self.state.best_model_checkpoint = best
+            if self.state.best_global_step == step:  # it is not kept: the next that is better than those before it may be
+                self.state.best_metric, self.state.best_global_step = self._best_before
             if first:
                 with contextlib.suppress(OSError):
                     checkpoints.give_up(self.folder, step)
                 log.warning("the checkpoint of step %d could not be written: %s. The run goes on, and tries again", step, trouble)
             self._missed = time.monotonic()
             return
-        self._saved_step, self._missed = step, None
+        self._saved_step, self._missed = step if resumable else -1, None
         if first:
-            checkpoints.rotate(self.folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            checkpoints.rotate(self.folder, self.args.save_total_limit, self.state.best_model_checkpoint, step)
+
+    def _write(self, step: int, first: bool) -> str:
+        """A checkpoint beside, and then in its place; or what there is to complain about."""
+        room, num_bytes = checkpoints.beside(self.folder, step), self._num_bytes()
+        trouble = self._first_trouble(self._trying(lambda: checkpoints.begin(self.folder, step, num_bytes)) if first else "")
+        trouble = trouble or self._first_trouble(self._trying(lambda: self._fill(room)))
+        if not trouble and first:
+            trouble = self._trying(lambda: checkpoints.finish(self.folder, step, not self.args.save_only_model))
+        return self._first_trouble(trouble)
 
     def _trying(self, work: Callable[[], Any]) -> str:
         """What a disk has to complain about; other faults are raised."""
         try:
             work()
         except Exception as error:  # tokenizers and safetensors tell of disks by exceptions of their own
-            if not checkpoints.is_disk_trouble(error):
+            if not checkpoints.is_disk_trouble(error) and not isinstance(error, Unsavable):
                 raise
             return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         return ""
@@ -205,6 +231,8 @@ class KeptTrainer(transformers.Trainer):
             "last_logged": self._globalstep_last_logged,
             "figures": self._figures,
             "stream": self.stream.digest,
+            "moved": self.has_moved(),
+            "highest_lr": self.guards.highest_lr,
         }
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -284,6 +312,7 @@ class KeptTrainer(transformers.Trainer):
         self._tr_loss += load_state(folder, f"rank_{self.args.process_index}")["loss"].to(self._tr_loss.device)
         self._total_loss_scalar, self._globalstep_last_logged = told["total_loss"], told["last_logged"]
         self._figures, self.epoch_done, self.stream.digest = told["figures"], told["epoch_done"], told["stream"]
+        self._moved_before, self.guards.highest_lr = told["moved"], told["highest_lr"]
         self._saved_step = self.state.global_step
         if told["due"]:
             for word in told["due"]:
@@ -353,23 +382,3 @@ class KeptTrainer(transformers.Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             restore_random_states(load_state(Path(checkpoint), f"rank_{self.args.process_index}")["dice"])
-
-
-@contextlib.contextmanager
-def heard(trainer: KeptTrainer) -> Iterator[None]:
-    """Signals are the trainer's within the block; an end that was asked for is told when it comes."""
-    with trainer.signals:
-        try:
-            yield
-        except Stopped as end:
-            kept = trainer.folder / checkpoints.NAME.format(trainer.state.global_step)
-            if end.saved:
-                log.info(
-                    "ended after step %d of %d, as it was told: the same command goes on with %s",
-                    trainer.state.global_step,
-                    trainer.state.max_steps,
-                    kept,
-                )
-            else:
-                log.error("ended after step %d, as it was told, but it could not be saved", trainer.state.global_step)
-            raise

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from finery import __version__
 from finery.data.load import Sets
 from finery.data.rows.base import Row
+from finery.data.sets import SampleSet
 from finery.data.sources import Source
 from finery.errors import UserError
 from finery.files import digest, digest_of_file, replace_text
@@ -21,6 +23,7 @@ from finery.training.starting import changed
 
 FILE = "manifest.json"
 FIRST_STEPS = 100
+_PIECE = 1 << 18
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "datasets")
 """Those that a result may depend on."""
 
@@ -41,8 +44,20 @@ def inputs_of(found: Trained, sets: Sets, token_key: str) -> dict[str, str]:
     """Digests of everything that a run reads, by what a person calls it."""
     told = {"the model's weights": _weights(found.base), "the tokenizer or the template": token_key}
     told |= {f"adapter {number}": _weights(folder) for number, folder in enumerate(found.adapters, 1)}
-    units = next(iter(sets.by_name.values()), None)
-    return told | {f"data set {source.name!r}": _data(source) for source in (units.samples.sources if units is not None else ())}
+    for role, units in sets.by_name.items():
+        samples = units.samples
+        told |= {f"data set {source.name!r}": _data(source) for source in samples.sources}
+        told[f"which rows are in the {role} set"] = _rows(samples)
+    return told
+
+
+def _rows(samples: SampleSet) -> str:
+    """Which rows of which data sets a set holds, in order."""
+    told = digest(*(_data(source) for source in samples.sources))
+    for start in range(0, len(samples), _PIECE):
+        sources, rows = samples.part.locate(np.arange(start, min(start + _PIECE, len(samples)), dtype=np.int64))
+        told = digest(told, np.asarray(sources, np.int64).tobytes(), np.asarray(rows, np.int64).tobytes())
+    return told
 
 
 def _weights(folder: Path) -> str:
@@ -102,6 +117,9 @@ def check_inputs(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
         raise Changed(names)
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the run in a folder has ended well."""
-    return (folder / FILE).exists()
+def planned_steps(folder: Path) -> int | None:
+    """For how many steps the run in a folder was, if it has ended well; it may have stopped early."""
+    try:
+        return read(folder)["planned_steps"]
+    except (UserError, KeyError):
+        return None

@@ -33,7 +33,7 @@ from finery.models.trained import RUN_FILE, Trained, find_trained, is_finished
 from finery.options import OptionGroup
 from finery.training import manifest
 from finery.training.arguments import LoopOptions, training_arguments
-from finery.training.checkpoints import Checkpoint
+from finery.training.checkpoints import Checkpoint, tidy
 from finery.training.choices import Choices
 from finery.training.fast import Fast, make_fast
 from finery.training.fp8 import Fp8Options, check_device, recipe, without_others
@@ -44,7 +44,7 @@ from finery.training.memory import fit
 from finery.training.optimizers.base import Optimizer
 from finery.training.output import SIGNATURE, Line, keep_foreign, write_run_file
 from finery.training.proof import prove_saved
-from finery.training.starting import Facts, check_inputs, check_not_done, starting_point
+from finery.training.starting import Facts, check_inputs, check_not_done, lies_in, normal, starting_point
 from finery.training.trackers import guard_trackers
 
 if TYPE_CHECKING:
@@ -75,13 +75,16 @@ class Session:
         self.adapter = adapter
         self.stretched = False  # whether positions are others than the base's config tells
         self.optimizer = optimizers[0] if optimizers else None  # which a key has switched on; otherwise the one that `optim` names
+        if self.optimizer is not None and self.optimizer.stand_in:
+            self.rest["optim"] = self.optimizer.stand_in
         self.folder = Path(str(loop.output_dir))
-        self.facts = Facts(dict(asked), num_ranks())
+        self.facts = Facts(normal(asked), num_ranks())
         self.lock = Lock(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if loop.do_train and is_first():
                 self.lock.take()
+                tidy(self.folder)
         except OSError as error:
             raise UserError(f"'output_dir': {self.folder} cannot be made or written to: {error.strerror}") from None
         self.start: Checkpoint | None = None
@@ -238,7 +241,7 @@ class Session:
     @property
     def has_work(self) -> bool:
         """Whether anything is trained or evaluated; data may be encoded alone."""
-        return self.loop.do_train or self.loop.do_eval
+        return self.loop.do_train or self.loop.do_eval or self.loop.measures
 
     def keep_tokens(self, sets: Sets, data: DataOptions) -> Path:
         """Nothing is trained: the encoded data are all that was asked for."""
@@ -313,7 +316,7 @@ class Session:
             trainer.try_scheduler(num_steps)
             self.adapter.begin(model, num_steps)
             if self.start is not None:
-                check_not_done(self.start, num_steps, manifest.is_done(self.folder))
+                check_not_done(self.start, num_steps, manifest.planned_steps(self.folder) if lies_in(self.start, self.folder) else None)
         return trainer
 
     def know(self, inputs: Mapping[str, str], expected: Mapping[str, str] | None = None) -> None:

@@ -13,7 +13,7 @@ import yaml
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.training.arguments import trainer_fields
-from finery.training.checkpoints import Checkpoint, newest, read, tidy
+from finery.training.checkpoints import Checkpoint, listed, newest, read
 from finery.training.choices import Choices
 
 log = get_logger(__name__)
@@ -31,6 +31,7 @@ WRITTEN = (
     "loss_ledger",
     "nonfinite",
     "*_results.json",
+    "generated_predictions*.jsonl",
     "training_*.png",
     "adapter_*",
     "model*.safetensors*",
@@ -46,6 +47,7 @@ class Facts:
     keys: Mapping[str, Any]
     num_ranks: int = 1
     inputs: dict[str, str] = field(default_factory=dict)  # filled when they are read
+    history: list[str] = field(default_factory=list)  # where it was gone on with as another run, and what differed
     decided: dict[str, Any] = field(default_factory=dict)  # values that the run has settled; to ask for them is to ask for the same
 
     def write(self, folder: Path) -> None:
@@ -71,6 +73,26 @@ class Facts:
         """Names of what is read and is no longer what it was."""
         told = json.loads((start / FILE).read_text(encoding="utf-8"))["inputs"]
         return list(changed(told, self.inputs))
+
+
+STEP = "per_device_train_batch_size x gradient_accumulation_steps"
+
+
+def normal(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, in one form: what comes to the same is the same."""
+    found = dict(keys)
+    found[STEP] = found.pop("per_device_train_batch_size", 1) * found.pop("gradient_accumulation_steps", 1)
+    found["warmup_ratio"] = found.get("warmup_ratio") or 0.0
+    found["optim_args"] = found.get("optim_args") or None
+    if found.get("data_seed") == found.get("seed"):
+        found["data_seed"] = None  # it is the seed where it is not given
+    if found.get("packing") is None:
+        found["packing"] = found.get("stage") == "pt"  # as rows of texts are, and chats are not
+    if isinstance(found.get("lora_target"), (list, tuple)):
+        found["lora_target"] = sorted(found["lora_target"])
+    if (found.get("max_steps") or -1) > 0:
+        found.pop("num_train_epochs", None)  # which it overrides
+    return found
 
 
 def _pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -100,32 +122,50 @@ def starting_point(folder: Path, resume: str | bool | None, overwrite: bool, has
     """The checkpoint to go on with, or nothing for a fresh start.
 
     A folder with a run in it is gone on with where it is the same run, unless `overwrite`. Raises `UserError` where `resume` names no
-    complete checkpoint, where the run differs, or where the folder holds a finished model and no checkpoint.
+    complete checkpoint, where the run differs, or where the folder holds what a run has left and nothing to go on with.
     """
     if isinstance(resume, str):
-        found = read(Path(resume))
-        if found is None or not found.resumable:
-            lacks = "it was interrupted, or written with 'save_only_model'" if Path(resume).is_dir() else "there is no such folder"
-            raise UserError(f"'resume_from_checkpoint': {resume} holds no complete checkpoint ({lacks})")
-        if damage := found.damage():
-            raise UserError(f"'resume_from_checkpoint': {resume} is damaged: {damage}; an earlier checkpoint may be whole")
-        _check_same(facts, found, asked=True)
-        return found
+        return _named(folder, Path(resume), overwrite, has_model, facts)
     if overwrite and not resume:
         return None
-    if folder.is_dir():
-        tidy(folder)
+    there = listed(folder)
     found = newest(folder)
     if resume and found is None:
         raise UserError(f"'resume_from_checkpoint: true': there is no complete checkpoint in {folder}")
     if resume is False and (found is not None or has_model):
-        raise UserError(f"'output_dir': {folder} holds a run already; set 'overwrite_output_dir: true' or name another folder")
+        raise UserError(f"'output_dir': {folder} holds a run already; {ANEW}")
     if found is not None:
         _check_same(facts, found, asked=bool(resume))
         log.info("going on with %s; 'overwrite_output_dir: true' would start anew", found.folder)
     elif has_model:
-        raise UserError(f"'output_dir': {folder} holds a trained model already; set 'overwrite_output_dir: true' or name another folder")
+        raise UserError(f"'output_dir': {folder} holds a trained model already; {ANEW}")
+    elif there:
+        why = "they hold no optimizer's state ('save_only_model')" if not there[-1].resumable else "they are damaged"
+        raise UserError(f"'output_dir': {folder} holds checkpoints that cannot be gone on with: {why}; {ANEW}")
     return found
+
+
+ANEW = "set 'overwrite_output_dir: true' or name another folder"
+
+
+def _named(folder: Path, path: Path, overwrite: bool, has_model: bool, facts: Facts) -> Checkpoint:
+    """The checkpoint that a key names; from elsewhere, it is not gone on with over another run's results."""
+    found = read(path)
+    if found is None or not found.resumable:
+        lacks = "it was interrupted, or written with 'save_only_model'" if path.is_dir() else "there is no such folder"
+        raise UserError(f"'resume_from_checkpoint': {path} holds no complete checkpoint ({lacks})")
+    if damage := found.damage():
+        raise UserError(f"'resume_from_checkpoint': {path} is damaged: {damage}; an earlier checkpoint may be whole")
+    _check_same(facts, found, asked=True)
+    if not overwrite and not lies_in(found, folder) and (has_model or listed(folder)):
+        on = "; 'resume_from_checkpoint: true' goes on with its own newest checkpoint" if newest(folder) is not None else ""
+        raise UserError(f"'output_dir': {folder} holds a run already, and {path} is of another folder; {ANEW}{on}")
+    return found
+
+
+def lies_in(start: Checkpoint, folder: Path) -> bool:
+    """Whether a checkpoint is one of the run in `folder`."""
+    return start.folder.resolve().parent == folder.resolve()
 
 
 def _check_same(facts: Facts, start: Checkpoint, asked: bool) -> None:
@@ -137,7 +177,9 @@ def _check_same(facts: Facts, start: Checkpoint, asked: bool) -> None:
         if not fatal:
             ways = ["'resume_from_checkpoint: true' goes on in spite of that", *ways]
         raise UserError(f"{start.folder} is of another run: {listed}. {'; '.join(ways)}")
+    facts.history.extend(json.loads((start.folder / FILE).read_text(encoding="utf-8"))["history"])
     if said:
+        facts.history.append(f"from step {start.step + 1} on: {'; '.join(said)}")
         log.warning("going on with %s as another run: %s", start.folder, "; ".join(said))
 
 
@@ -148,9 +190,9 @@ def check_inputs(facts: Facts, start: Path) -> None:
         raise UserError(f"{start} was trained on something else: {'; '.join(sorted(found)[:MOST_TOLD])}. {advice}")
 
 
-def check_not_done(start: Checkpoint, num_steps: int, is_done: bool) -> None:
-    """Raise a `UserError` where a checkpoint has no step left to go on with, and its run has ended well."""
-    if start.step > num_steps or (start.step == num_steps and is_done):
+def check_not_done(start: Checkpoint, num_steps: int, done: int | None) -> None:
+    """Raise a `UserError` where no step is left to go on with, or the run has ended well; `done` tells for how many steps it was."""
+    if start.step > num_steps or (done is not None and done >= num_steps):
         raise UserError(
             f"{start.folder} is the end of a run of {num_steps} steps: set 'overwrite_output_dir: true' to train anew, or train longer"
         )

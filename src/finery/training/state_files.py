@@ -22,10 +22,18 @@ WRAPPERS = {f"OptimState{word}": f"torchao.optim.subclass_{word.lower()}" for wo
 """Where their classes lie. No other is ever made from a file."""
 
 
+class Unsavable(TypeError):
+    """A state holds things that are no numbers, texts or tensors."""
+
+
 def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Write a nested state of numbers, texts, lists, dicts and tensors as <name>.json and <name>.safetensors."""
     tensors: dict[str, torch.Tensor] = {}
-    (folder / f"{name}.json").write_text(json.dumps(_plain(state, tensors)), encoding="utf-8")
+    try:
+        text = json.dumps(_plain(state, tensors))
+    except TypeError as error:
+        raise Unsavable(f"the state of the {name} cannot be saved without pickle ({error})") from None
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
         usual_modes(folder)
@@ -57,7 +65,7 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot be saved without pickle")
+    raise TypeError(f"there is a {type(value).__name__} in it")
 
 
 def _rich(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

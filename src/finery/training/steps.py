@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from finery.data.rows.base import Row
+import numpy as np
+
+from finery.data.rows.base import IGNORED, Row
 
 Parts = list[list[Row]]
 """Micro-batches, or other groups of a step's rows."""
@@ -58,3 +60,8 @@ def _by_padding(rows: Sequence[Row], budget: int) -> Parts:
             parts.append([row])
             longest = len(row.ids)
     return parts
+
+
+def silent() -> Row:
+    """A row that weighs nothing."""
+    return Row(np.zeros(2, np.int32), np.full(2, IGNORED, np.int32))

@@ -13,23 +13,23 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from finery.data.order import Order, Sequential
-from finery.data.rows.base import IGNORED, Row, Rows
+from finery.data.rows.base import Row, Rows
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.methods.base import Loss, Method
 from finery.models.head import Scores, bare, teach
 from finery.models.kernels.functions.mixed_linear import COPIES
+from finery.training.accuracy import Accuracy
 from finery.training.choices import Choices
 from finery.training.clock import Clock, bound, flops_each, product_peak
 from finery.training.dice import random_states, restore_random_states
-from finery.training.guards import Guards
 from finery.training.kept import KeptTrainer
 from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.optimizers.base import Optimizer, Setting
 from finery.training.reference import StartModel, reference_inputs
 from finery.training.sampler import StepSampler
-from finery.training.steps import Parts, tokens_of
+from finery.training.steps import Parts, silent, tokens_of
 
 log = get_logger(__name__)
 
@@ -75,6 +75,7 @@ class Trainer(KeptTrainer):
         self.reference = StartModel(self.model, self._scores) if measured else None  # type: ignore[arg-type]
         self.clock = Clock(self.args.device)
         self._flops_each = flops_each(bare(self.model))
+        self._num_weights = sum(weight.numel() for weight in self.model.parameters())  # type: ignore[union-attr]
         self._peak = 0.0  # of products, measured when it is first told
         self.optimizer_part = optimizer_part  # which a key has switched on; None: the one that `optim` names
         self.order = order  # in which the training set is dealt
@@ -84,7 +85,8 @@ class Trainer(KeptTrainer):
         self.step_rows: list[Row] = []  # of the newest step
         self.watch: Callable[[Sequence[Row]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext  # around each loss
         self.tokens_trained = 0
-        self.guards = Guards("stop")  # as the session's options say
+        self._skips = False  # the step is left out
+        self._last_finite = 0.0  # loss
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         found = super()._build_accelerator_args(**kwargs)
@@ -148,16 +150,24 @@ class Trainer(KeptTrainer):
         self.guards.see_step(self, rows, self.last_loss)
         if self.any_rank(not math.isfinite(self.last_loss)):
             self.guards.nonfinite(self, rows, "loss")
-            return self._tr_loss / max(self.state.global_step - self._globalstep_last_logged, 1)  # what a step cost of late
+            self._skips = True
+            return torch.full_like(share, self._last_finite)  # the mean is that of the other steps
+        self._last_finite = self.last_loss
+        self.guards.finite()
         return share
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._skips:
+            self._skips = False
+            return 0.0
         if self.accelerator.scaler is None:  # that one tries scales, and steps over what overflows
             if not math.isfinite(float(norm)):  # the same in all processes
                 self.guards.nonfinite(self, self.step_rows, "gradient")
                 return 0.0
-            self.guards.see_norm(float(norm), max(group["lr"] for group in self.optimizer.param_groups))  # type: ignore[union-attr]
+            hooked = self.optimizer_part is not None and self.optimizer_part.steps_in_hooks  # and has let gradients go
+            lr = max(group["lr"] for group in self.optimizer.param_groups)  # type: ignore[union-attr]
+            self.guards.see_norm(None if hooked else float(norm), lr)
         return norm
 
     def parts(self, rows: Sequence[Row]) -> list[list[Row]]:
@@ -187,7 +197,7 @@ class Trainer(KeptTrainer):
     def _share_out(self, rows: Sequence[Row]) -> list[Parts]:
         """Micro-batches of each lane; one of a silent row where there are no rows."""
         budget, end_to_end = self.choices["token_budget"], self.choices["packed_attention"]
-        return share_out(rows, budget, self.lanes.most, self.lanes.threads, end_to_end) or [[[_silent()]]]
+        return share_out(rows, budget, self.lanes.most, self.lanes.threads, end_to_end) or [[[silent()]]]
 
     def _forward_and_backward(self, model: nn.Module, rows: list[Row], scale: float) -> Tensor:
         """The step in micro-batches; a rank without rows still takes part in the exchange of gradients."""
@@ -277,16 +287,22 @@ class Trainer(KeptTrainer):
         model.eval()  # type: ignore[union-attr]
         self._show_answering_weights()
         total, weight = 0.0, 0.0
+        accuracy = Accuracy(self.method.measures_accuracy)
+
+        def measure(part: list[Row], _: bool) -> Loss:
+            with accuracy.of(part):
+                return self._measure(model, part)  # type: ignore[arg-type]
+
         for rows in dataloader:
             self.heed()
             with torch.no_grad():
-                for loss in self.lanes.run(self._share_out(rows), lambda part, _: self._measure(model, part)):  # type: ignore[arg-type]
+                for loss in self.lanes.run(self._share_out(rows), measure):
                     total += float(loss.total)
                     weight += float(loss.weight)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         COPIES.clear()
         total, weight = self._total(total), self._total(weight)
-        metrics = {f"{metric_key_prefix}_loss": total / weight if weight else float("nan")}
+        metrics = {f"{metric_key_prefix}_loss": total / weight if weight else float("nan"), **accuracy.told(metric_key_prefix, self._total)}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
 
     # -- counts that the loop asks for
@@ -333,7 +349,7 @@ class Trainer(KeptTrainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         """The usual estimate of 6 operations per weight and token (Kaplan et al., 2020, arXiv 2001.08361)."""
-        return 6 * tokens_of(inputs) * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
+        return 6 * tokens_of(inputs) * self._num_weights
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.include_num_input_tokens_seen != "no":
@@ -376,10 +392,3 @@ class Trainer(KeptTrainer):
 def _flat(units: Units) -> list[Row]:
     """The rows of a step's samples, one after the other."""
     return [row for unit in units for row in unit]
-
-
-def _silent() -> Row:
-    """A row that weighs nothing."""
-    import numpy as np
-
-    return Row(np.zeros(2, np.int32), np.full(2, IGNORED, np.int32))

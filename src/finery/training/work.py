@@ -9,16 +9,16 @@ from typing import Any
 
 from finery.compat import is_first, num_ranks
 from finery.data.load import DataOptions, Sets
-from finery.errors import UserError
+from finery.errors import Stopped, UserError
 from finery.log import get_logger
 from finery.models.trained import RUN_FILE
 from finery.training import manifest
-from finery.training.checkpoints import newest
-from finery.training.kept import heard
+from finery.training.checkpoints import NAME, newest, set_aside
+from finery.training.kept import EvaluationBroken
 from finery.training.output import CARD_MARK, keep_foreign, write_card, write_run_file
-from finery.training.proof import Moved, batch_of
+from finery.training.proof import batch_of
 from finery.training.session import Session
-from finery.training.starting import clear
+from finery.training.starting import clear, lies_in
 from finery.training.trainer import Trainer
 
 log = get_logger(__name__)
@@ -43,6 +43,10 @@ class Work:
                 measured = self._just_measured() or self.trainer.evaluate()
                 self.trainer.save_metrics("eval", measured)
                 metrics |= measured
+                if self.loop.measures:
+                    self.trainer.save_metrics(
+                        "predict", {f"predict_{name.removeprefix('eval_')}": value for name, value in measured.items()}
+                    )
         finally:
             self.session.tell_data(sets)
             sets.stop()
@@ -61,14 +65,18 @@ class Work:
     def _train(self) -> dict[str, Any]:
         """The loop, and what it leaves: weights, state and results."""
         if is_first():
-            if self.start is None and self.loop.overwrite_output_dir:
+            own = self.start is not None and lies_in(self.start, self.folder)
+            if self.loop.overwrite_output_dir and not own:
                 clear(self.folder)
+            if self.start is not None and own:
+                set_aside(self.folder, self.start.step)
             (self.folder / manifest.FILE).unlink(missing_ok=True)  # it stands for a run that has ended
         self.trainer.accelerator.wait_for_everyone()
-        began, before = time.monotonic(), Moved(self.trainer.model)  # type: ignore[arg-type]
+        began = time.monotonic()
+        self.trainer.watch_weights()
         gc.freeze()  # what is there now stays: it need not be looked through for garbage
         try:
-            with heard(self.trainer), _workers_told(self.trainer):
+            with _heard(self.trainer, self._how_to_go_on()), _workers_told(self.trainer):
                 result = self.trainer.train(resume_from_checkpoint=str(self.start.folder) if self.start else None)
                 self.trainer.save_trained(self.session.adapter.config_file)
         finally:
@@ -90,20 +98,30 @@ class Work:
         }
         self.trainer.save_metrics("train", metrics)
         self.trainer.save_state()
-        self._prove(before)
+        self._prove()
         return metrics
 
-    def _prove(self, before: Moved) -> None:
+    def _how_to_go_on(self) -> str:
+        """For a run that was told to end; the same command would not do in every case."""
+        if self.loop.overwrite_output_dir or isinstance(self.loop.resume_from_checkpoint, str):
+            return "with 'resume_from_checkpoint: true', and without 'overwrite_output_dir', the same command goes on with"
+        return "the same command goes on with"
+
+    def _prove(self) -> None:
         """Raises `UserError` where nothing was learnt, or where what was saved is not what was trained."""
-        moved = before.any(self.trainer.model)  # type: ignore[arg-type]
-        if self.trainer.state.global_step > self.trainer.first_step and not moved and self.loop.learning_rate > 0:
-            why = (
-                "the learning rate was 0 in every step"
-                if not self.trainer.guards.highest_lr
-                else "steps were too small for the number format"
-            )
-            raise UserError(f"the run has changed nothing: every trained weight is what it was before, to the bit ({why})")
-        self.proof = {"weights_changed": moved}
+        trainer = self.trainer
+        if trainer.state.global_step and not trainer.has_moved() and self.loop.learning_rate > 0:
+            was_zero = not trainer.guards.highest_lr
+            why = "the learning rate was 0 in every step" if was_zero else "steps were too small for the number format"
+            told = f"the run has changed nothing: every trained weight is what it was before, to the bit ({why})"
+            if trainer.state.global_step > 1 or not was_zero:
+                raise UserError(told)
+            log.warning("%s", told)  # a single step to see whether a run begins: warmup starts at 0
+        self.proof = {"weights_changed": trainer.has_moved()}
+        best = trainer.state.best_global_step
+        if self.loop.load_best_model_at_end and best and trainer.state.best_model_checkpoint is None:
+            self.proof["best"] = f"the best weights, of step {best}, could not be kept; these are those of step {trainer.state.global_step}"
+            log.warning("%s", self.proof["best"])
         if self.loop.save_verify and is_first():
             order = self.trainer.order.at(0, 0, 4 * self.trainer.step_size).tolist()  # type: ignore[union-attr]
             self.proof["saved"] = self.session.reopen(batch_of(self.trainer.train_dataset, order))
@@ -113,6 +131,8 @@ class Work:
         state = self.trainer.state
         told = {
             "steps": state.global_step,
+            "planned_steps": state.max_steps,
+            "in_parts": self.session.facts.history,
             "seed": self.loop.seed,
             "inputs": self.session.facts.inputs,
             "stream": {"steps": min(state.global_step, manifest.FIRST_STEPS), "digest": self.trainer.stream.digest},
@@ -146,3 +166,21 @@ def _workers_told(trainer: Trainer) -> Iterator[None]:
         further = f"the same command goes on with {last.folder}" if last is not None else "there is no checkpoint yet"
         told = "a process that loads data was killed, perhaps for want of memory; 'dataloader_num_workers: 0' does without"
         raise UserError(f"{told}. {further}") from None
+
+
+@contextmanager
+def _heard(trainer: Trainer, how: str) -> Iterator[None]:
+    """Signals are the trainer's within the block; an end that was asked for is told when it comes, and `how` to go on."""
+    with trainer.signals:
+        try:
+            yield
+        except EvaluationBroken:
+            log.info("ended before the first step, as it was told: nothing had been trained yet")
+            raise Stopped(True) from None
+        except Stopped as end:
+            step, last = trainer.state.global_step, trainer.state.max_steps
+            if end.saved:
+                log.info("ended after step %d of %d, as it was told: %s %s", step, last, how, trainer.folder / NAME.format(step))
+            else:
+                log.error("ended after step %d of %d, as it was told, but it could not be saved", step, last)
+            raise

@@ -76,7 +76,8 @@ class LogFile(Callback):
         left = passed / done * (state.max_steps - state.global_step) if done else 0.0
         values = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in logs}
         values |= {name: logs[name] for name in SPEEDS if name in logs}
-        values |= {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("_loss") and name not in NAMES}
+        measured = {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith(("_loss", "_accuracy"))}
+        values |= {name: value for name, value in measured.items() if name not in NAMES}
         if state.num_input_tokens_seen and passed:
             values |= {"throughput": round(state.num_input_tokens_seen / passed, 2), "total_tokens": state.num_input_tokens_seen}
         return {

@@ -29,9 +29,8 @@ class PlotLoss(Callback):
     def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Draw."""
         if state.is_world_process_zero:
-            names = dict.fromkeys(
-                [*self.plots, *(name for line in state.log_history for name in line if name.startswith("eval_") and name.endswith("_loss"))]
-            )
+            measured = (name for line in state.log_history for name in line if name.startswith("eval_"))
+            names = dict.fromkeys([*self.plots, *(name for name in measured if name.endswith(("_loss", "_accuracy")))])
             for name in names:
                 points = [(int(line["step"]), line[name]) for line in state.log_history if name in line]
                 if points:
