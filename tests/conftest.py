@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
-pytest.register_assert_rewrite("keys_of_data", "keys_of_losses", "keys_of_optimizers", "keys_of_watching")
+pytest.register_assert_rewrite("keys_of_data", "keys_of_losses", "keys_of_optimizers", "keys_of_predictions", "keys_of_watching")
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"

@@ -147,7 +147,7 @@ def test_keys_of_other_parts_are_named(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_training_needs_something_to_do(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *words_of(keys(do_train=False))]) == 2
-    assert "'do_train' should be true (or 'do_eval'): there is nothing to do" in capsys.readouterr().err
+    assert "'do_train' should be true (or 'do_eval', or 'do_predict'): there is nothing to do" in capsys.readouterr().err
 
 
 def test_what_only_training_needs_does_not_keep_one_from_chatting(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,12 @@ import torch
 
 import keys_of_adapters
 import keys_of_data
+import keys_of_engines
 import keys_of_exports
 import keys_of_losses
 import keys_of_optimizers
 import keys_of_precision
+import keys_of_predictions
 import keys_of_watching
 from conftest import build_model
 from finery.data.rows.base import Row
@@ -76,7 +78,7 @@ ALL = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 EPOCHS = keys_of_data.EPOCH
 
 FROM_OTHERS = keys_of_data.TRAINED | keys_of_adapters.TRAINED | keys_of_losses.TRAINED | keys_of_optimizers.TRAINED
-FROM_OTHERS |= keys_of_watching.TRAINED
+FROM_OTHERS |= keys_of_watching.TRAINED | keys_of_predictions.TRAINED
 TRAINED: dict[str, Case] = FROM_OTHERS | {
     "stage": Case("dreaming", says("'dreaming'"), (False, True)),
     "finetuning_type": Case("full", has("model.safetensors"), (False, True)),
@@ -352,10 +354,12 @@ NAMED: tuple[Any, ...] = (
 OTHERS: dict[str, Callable[[Bench], None]] = (
     keys_of_data.OTHERS
     | keys_of_adapters.OTHERS
+    | keys_of_engines.OTHERS
     | keys_of_exports.OTHERS
     | keys_of_losses.OTHERS
     | keys_of_optimizers.OTHERS
     | keys_of_precision.OTHERS
+    | keys_of_predictions.OTHERS
     | keys_of_watching.OTHERS
     | {case.__name__: case for case in NAMED}
     | {

@@ -20,7 +20,7 @@ FLOORS = [  # a room may import from floors below its own, and from nowhere else
     ["methods"],
     ["training", "engines", "exports"],
     ["run", "launch"],
-    ["checks", "previews", "parity", "jobs"],
+    ["checks", "previews", "parity", "predictions", "serve", "jobs"],
     ["commands"],
     ["cli"],
 ]

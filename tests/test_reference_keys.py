@@ -124,8 +124,8 @@ def test_every_line_of_never_says_what_to_do() -> None:
 def test_false_is_nothing_where_nothing_is_the_default() -> None:
     accepted = Run.from_dict({**BASE, "packing": False, "deepspeed": False, "remove_unused_columns": True, "adam_beta1": "0.8"})
     assert dict(accepted.trainer) == {"adam_beta1": 0.8}
-    with pytest.raises(UserError, match="'use_kv_cache' is not built yet"):
-        Run.from_dict({**BASE, "use_kv_cache": False})
+    with pytest.raises(UserError, match="'dataloader_in_order' is not built yet"):
+        Run.from_dict({**BASE, "dataloader_in_order": False})
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in not_yet()["choices"].items() for value in values])
@@ -136,9 +136,9 @@ def test_a_choice_that_is_not_built_yet(key: str, value: str) -> None:
 
 def test_a_key_that_is_not_built_yet_is_told_beside_other_faults() -> None:
     with pytest.raises(UserError) as caught:
-        Run.from_dict({**BASE, "compute_accuracy": True, "lora_rnak": 4, "adam_beta1": 2})
+        Run.from_dict({**BASE, "enable_torch_profiler": True, "lora_rnak": 4, "adam_beta1": 2})
     assert caught.value.complaints == [
-        "Python: 'compute_accuracy' is not built yet; leave it out",
+        "Python: 'enable_torch_profiler' is not built yet; leave it out",
         "Python: 'adam_beta1' should be below 1, found 2",
         "Python: no such key: 'lora_rnak'; did you mean 'lora_rank'?",
     ]

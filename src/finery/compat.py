@@ -20,6 +20,8 @@ EXTRA_OF = {
     "modelscope": "modelscope",
     **dict.fromkeys(("bitsandbytes", "hqq", "torchao", "optimum.quanto"), "quant"),
     **dict.fromkeys(("gptqmodel", "optimum.gptq"), "gptq"),
+    "jieba": "metrics",
+    **dict.fromkeys(("fastapi", "uvicorn", "llguidance"), "serve"),
     **dict.fromkeys(("galore_torch", "apollo_torch", "badam", "adam_mini"), "optim"),
 }
 """Which extra of ours brings an optional package."""
@@ -162,6 +164,15 @@ def varlen_attention(
     how |= {"window_size": (behind, 0)} if "window_size" in known else {"is_causal": True}
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     return varlen_attn(q, k, v, starts, starts, longest, longest, **how)[None]  # type: ignore[arg-type, index]
+
+
+def free_memory() -> None:
+    """Give back what a model that is no longer needed took, also on a GPU."""
+    import gc
+
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h

@@ -13,6 +13,7 @@ from finery.compat import is_on
 from finery.data.load import DataOptions
 from finery.data.packing import PackingOptions
 from finery.data.registry import PACKAGED, default_folder
+from finery.data.rows import ROWS
 from finery.data.rows.base import RowOptions
 from finery.data.template import TemplateOptions
 from finery.engines import ENGINES
@@ -186,7 +187,7 @@ class Run:
     def switched_on(self) -> list[Optimizer]:
         """The optimizer that a key has switched on, if any; more than one is a contradiction, which they find themselves."""
         parts = [OPTIMIZERS[name](options) for name, options in self.switched["optimizer"].items()]
-        return [part for part in parts if part.is_on]
+        return [part for part in parts if part.serves(self)]
 
     @property
     def steps_plainly(self) -> bool:
@@ -198,6 +199,7 @@ class Run:
         parts = [self.method.options, self.adapter.options, self.quantizer.options]
         parts += [options for switched in self.switched.values() for options in switched.values()]
         values = _values([*(getattr(self, name) for name in GROUPS if name not in ANSWERING), *parts]) | dict(self.trainer)
+        values["packing"] = self.packing.packs(ROWS[self.method.rows].answers)  # what it comes to where it is not given
         return {key: value for key, value in values.items() if not is_secret(key) and key not in ANSWERING_KEYS}
 
     def resolved(self, decided: Mapping[str, tuple[Any, str]]) -> Iterator[Line]:

@@ -169,7 +169,7 @@ def test_how_to_go_on_is_told_and_true(changes: dict[str, Any], how: str, stage:
     assert weights(stage.train(output_dir=out, **again)) == weights(whole)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the optimizer's package
+@pytest.mark.filterwarnings("ignore")  # of the optimizer's package
 def test_an_optimizer_that_cannot_be_saved_does_not_die_of_a_signal(stage: Stage) -> None:
     stage.planned = {2: told(signal.SIGUSR1)}
     out = stage.train(optim="grokadamw", save_strategy="no", finetuning_type="full", max_steps=4)

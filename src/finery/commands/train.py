@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finery.compat import free_memory, is_first
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
@@ -49,10 +50,26 @@ def detach(words: Sequence[str], name: str | None) -> int:
 
 
 def train(run: Run, expected: Mapping[str, str] | None = None) -> Path:
-    """Train as the run says; returns the output folder, in which no other run can be at work meanwhile.
+    """Train as the run says, then let what was trained answer, if that is asked for; returns the output folder.
 
     `expected` are digests of what a run read that is repeated; where others are found, nothing is trained.
     """
+    if not run.loop.generates:
+        return _in_session(run, expected)
+    from finery.commands.chat import open_engine
+    from finery.predictions.metric import load_metric
+    from finery.predictions.predict import predict
+
+    metric = load_metric(run.loop.predict_metric)  # before anything takes long
+    folder = _in_session(run, expected) if run.loop.do_train or run.loop.do_eval else run.folder
+    if is_first():
+        free_memory()  # the trained model is loaded anew, as chat loads it
+        predict(run, open_engine, metric)
+    return folder
+
+
+def _in_session(run: Run, expected: Mapping[str, str] | None) -> Path:
+    """No other run can be at work in the folder meanwhile."""
     from finery.training.session import Session
 
     with Session(run.loop, run.trainer, run.model, run.adapter, (run.switched_on, run.fp8), run.asked()) as session:
@@ -81,7 +98,7 @@ def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> 
     session.tell_template(template, tokenizer, own, run.template.template)
     rows = load_rows(run.method.rows, template, run.rows, run.packing)
     prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
-    with load_sets(run.data, run.packing, prepared) as sets:
+    with load_sets(run.loop.measured(run.data), run.packing, prepared) as sets:
         if not session.has_work:
             return session.keep_tokens(sets, run.data)
         session.know(inputs_of(found, sets, prepared.key), expected)

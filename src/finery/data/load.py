@@ -258,6 +258,12 @@ def load_sets(options: DataOptions, packing: PackingOptions, prepared: Preparati
     return replace(_sets(units, prepared, encoder, packed), claimed=[store.folder for store in stores] if writes else [])
 
 
+def open_eval(options: DataOptions, prepared: Preparation) -> tuple[dict[str, Part], list[Source]]:
+    """What a run evaluates on, by the names of its sets and not encoded: a part tells where its samples lie in the sources."""
+    sources: list[Source] = []
+    return {name: part for name, part in _parts(options, prepared, sources) if name != "train"}, sources
+
+
 def _sets(units: Mapping[str, UnitSet], prepared: Preparation, encoder: Encoder, packed: bool) -> Sets:
     train = units.get("train")
     several = {name.removeprefix("eval "): each for name, each in units.items() if name.startswith("eval ")}

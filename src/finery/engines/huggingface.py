@@ -1,11 +1,23 @@
-"""The model itself, through transformers' generate."""
+"""The model itself, in this process: answers are generated together, and join and leave between tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from finery.engines.base import Engine, GenerationOptions
+from pydantic import Field
+
+from finery.engines.base import Ask, Engine, Stream
+from finery.errors import UserError
+from finery.options import OptionGroup
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from finery.engines.functions.answers import Answer
 
 __all__ = ["HuggingFace"]
 
@@ -13,63 +25,95 @@ __all__ = ["HuggingFace"]
 class HuggingFace(Engine):
     """Generates with a model in this process."""
 
+    class Options(OptionGroup):
+        use_kv_cache: bool = True
+        """Keep keys and values between tokens; false: every token is computed from the whole text, which is slow."""
+        max_batch_size: int = Field(32, gt=0)
+        """So many answers are generated together; others wait."""
+        prefill_chunk: int = Field(512, gt=0)
+        """Tokens of a prompt that are read between two tokens of the answers that are on their way."""
+
+    options: Options
+
     def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
         from transformers import GenerationConfig
+
+        from finery.engines.functions.batch import Batch
 
         self.model = model.eval()
         self.model.generation_config = GenerationConfig()  # only the run's own keys count, not what came with the model
         self.tokenizer = tokenizer
-        self.stop_ids = sorted(stop_ids)
+        self.stop_ids = stop_ids
+        self.options = options
+        self.batch = Batch(self.model, options.prefill_chunk, options.use_kv_cache)
+        self._waiting: deque[Answer] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def stream(self, prompt_ids: list[int], options: GenerationOptions) -> Iterator[str]:
-        """Tokens are made in a thread; leaving the iterator tells it to stop and waits for it."""
-        from threading import Event, Thread
+    @property
+    def longest(self) -> int:
+        """As the model's config tells; where it does not, there is no limit."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
-        from transformers import StoppingCriteriaList, TextIteratorStreamer
+    def begin(self, ask: Ask) -> Stream:
+        """Answers are taken in the order in which they are asked for, as soon as there is room."""
+        from finery.engines.functions.answers import Answer
 
-        leave = Event()
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=options.skip_special_tokens)
-        failures: list[BaseException] = []
+        if not ask.prompt_ids:
+            raise UserError("there is nothing to answer: the prompt has no token")
+        if len(ask.prompt_ids) >= self.longest:
+            raise UserError(f"the prompt has {len(ask.prompt_ids):,} tokens, and the model takes {self.longest:,} with its answer")
+        answer = Answer(ask, self.tokenizer, self.stop_ids, self.longest, self.model.device)
+        with self._changed:
+            if self._closed:
+                raise UserError("the engine is closed")
+            self._waiting.append(answer)
+            if self._thread is None or not self._thread.is_alive():  # a process that was forked has to start its own
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return answer.stream
 
-        def work() -> None:
-            try:
-                self._generate(prompt_ids, options, streamer, StoppingCriteriaList([lambda *_: leave.is_set()]))
-            except BaseException as error:  # told to the reader below, in its own thread
-                failures.append(error)
-                streamer.end()
+    def close(self) -> None:
+        """End all answers; those that read them are told."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            leave.set()
-            thread.join()
-        if failures:
-            raise failures[0]
+    def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """One prompt at a time, beside the answers."""
+        return self.batch.embed(prompts)
 
-    def _generate(self, prompt_ids: list[int], options: GenerationOptions, streamer: Any, stopping: Any) -> None:
+    def _work(self) -> None:
+        """Until there is nothing left to do for a while; the next answer starts another thread."""
         import torch
 
-        drawn = {} if options.greedy else {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
-        with torch.no_grad():  # quanto takes views of packed weights, which it cannot in inference mode
-            ids = torch.tensor([prompt_ids], device=self.model.device)
-            self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=self._config(options, drawn),
-                streamer=streamer,
-                stopping_criteria=stopping,
-            )
+        try:
+            with torch.no_grad():  # quanto takes views of packed weights, which it cannot in inference mode
+                while self._take_in():
+                    self.batch.step()
+        except BaseException as error:
+            with self._changed:
+                for answer in [*self.batch.answers, *self._waiting]:
+                    answer.stream.put(error)
+                self._waiting.clear()
+                self.batch.clear()
+                self._thread = None
+            if not isinstance(error, Exception):
+                raise
 
-    def _config(self, options: GenerationOptions, drawn: dict[str, Any]) -> Any:
-        from transformers import GenerationConfig
-
-        return GenerationConfig(
-            do_sample=not options.greedy,
-            max_new_tokens=options.max_new_tokens,
-            repetition_penalty=options.repetition_penalty,
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(self.stop_ids), None),
-            **drawn,
-        )
+    def _take_in(self) -> bool:
+        """New answers into the batch; waits where there is nothing to do. False: it is over."""
+        with self._changed:
+            while not (self._waiting or self.batch.answers or self._closed):
+                self._changed.wait()
+            if self._closed:
+                raise UserError("the engine was closed")
+            while self._waiting and len(self.batch.answers) < self.options.max_batch_size:
+                answer = self._waiting.popleft()
+                if not answer.stream.cancelled:
+                    self.batch.add(answer)
+        return True

@@ -86,8 +86,6 @@ def normal(keys: Mapping[str, Any]) -> dict[str, Any]:
     found["optim_args"] = found.get("optim_args") or None
     if found.get("data_seed") == found.get("seed"):
         found["data_seed"] = None  # it is the seed where it is not given
-    if found.get("packing") is None:
-        found["packing"] = found.get("stage") == "pt"  # as rows of texts are, and chats are not
     if isinstance(found.get("lora_target"), (list, tuple)):
         found["lora_target"] = sorted(found["lora_target"])
     if (found.get("max_steps") or -1) > 0:

@@ -1,0 +1,74 @@
+"""Cases of the keys that engines and generation read. `test_every_key.py` runs them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from finery.commands.chat import open_engine
+from finery.engines.base import Ask
+from finery.run import Run
+from watched import Bench
+
+
+def opened(bench: Bench, **changes: Any) -> tuple[Any, Any]:
+    """The engine that these keys open, and how it generates."""
+    run = Run.from_dict(bench.keys(do_sample=False, max_new_tokens=6, **changes))
+    return open_engine(run)[0], run.generation
+
+
+def use_kv_cache(bench: Bench) -> None:
+    texts = []
+    for value, way in ((None, "together"), (False, "anew")):
+        engine, options = opened(bench, use_kv_cache=value)
+        assert engine.batch.way == way
+        texts.append(engine.generate([5, 6, 7], options))
+        engine.close()
+    assert texts[0] == texts[1], "it is only slower"
+
+
+def seen(bench: Bench, prompt: list[int], count: int, **changes: Any) -> tuple[int, int]:
+    """The most rows, and the most new tokens of a row, that went through the model at once."""
+    engine, options = opened(bench, **changes)
+    forward, shapes = engine.batch._forward, []
+
+    def noting(ids: Any, cache: Any) -> Any:
+        shapes.append(tuple(ids.shape))
+        return forward(ids, cache)
+
+    engine.batch._forward = noting
+    for stream in [engine.begin(Ask(prompt, options)) for _ in range(count)]:
+        list(stream)
+    engine.close()
+    return max(rows for rows, _ in shapes), max(new for _, new in shapes)
+
+
+def max_batch_size(bench: Bench) -> None:
+    assert seen(bench, [5, 6, 7], 3)[0] == 3
+    assert seen(bench, [5, 6, 7], 3, max_batch_size=1)[0] == 1
+
+
+def prefill_chunk(bench: Bench) -> None:
+    assert seen(bench, [5] * 40, 1)[1] == 40
+    assert seen(bench, [5] * 40, 1, prefill_chunk=16)[1] == 16
+
+
+def min_p(bench: Bench) -> None:
+    drawn = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 1.0}
+    assert bench.chat(**drawn, min_p=1.0) == bench.chat() != bench.chat(**drawn)
+
+
+def presence_penalty(bench: Bench) -> None:
+    assert bench.chat(presence_penalty=2.0, max_new_tokens=30) != bench.chat(max_new_tokens=30)
+
+
+def frequency_penalty(bench: Bench) -> None:
+    assert bench.chat(frequency_penalty=2.0, max_new_tokens=30) != bench.chat(max_new_tokens=30)
+
+
+OTHERS: dict[str, Callable[[Bench], None]] = {
+    "use_kv_cache": use_kv_cache,
+    "max_batch_size": max_batch_size,
+    "prefill_chunk": prefill_chunk,
+    "min_p": min_p,
+    "presence_penalty": presence_penalty,
+    "frequency_penalty": frequency_penalty,
+}
