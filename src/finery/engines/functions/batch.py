@@ -89,7 +89,7 @@ class Batch:
             return
         self.answers.remove(answer)
         self.answers.insert(self._num_rows, answer)
-        if self.cache is not None:
+        if self.cache is not None and isinstance(cache, RowCache):
             self.cache.join(cache)
         else:
             self._alone[id(answer)] = cache
