@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from finery.engines.functions.answers import Answer
+from finery.engines.functions.few_rows import serve_few_rows
 from finery.engines.functions.rows import RowCache
 from finery.log import get_logger
 
@@ -44,6 +45,7 @@ class Batch:
         self._reading: list[tuple[Answer, Any]] = []  # with caches of their own
         self._alone: dict[int, Any] = {}  # caches of answers that do not share one, by `id`
         self._lock = threading.Lock()  # of the model, which embeddings use, too
+        serve_few_rows(model)
         self.way: Way = way_of(model) if use_cache else "anew"
         self.cache: RowCache | None = RowCache(model.config) if self.way == "together" else None
         if use_cache and self.way in SAID:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-SOURCES = ("kernels.c", "bodies.h", "norms.h")
+SOURCES = ("kernels.c", "bodies.h", "norms.h", "few_rows.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 """No -ffast-math: what is infinite or no number must stay so, the guards look for it."""
 

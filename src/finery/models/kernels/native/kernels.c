@@ -114,3 +114,50 @@ static inline float gelu_inner_slope(float x)
 #define PUT(x) to_bf16(x)
 #define NAME(name) name##_bf16
 #include "bodies.h"
+#undef SCALAR
+#undef GET
+#undef PUT
+#undef NAME
+
+#define LANES 16
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+static inline vector load_fp32(const float *from)
+{
+    vector value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static inline vector load_bf16(const bf16 *from)
+{
+    halves half;
+    memcpy(&half, from, sizeof half);
+    words bits = __builtin_convertvector(half, words) << 16;
+    vector value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float total(vector value)
+{
+    float sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += value[i];
+    return sum;
+}
+
+#define X float
+#define GET_VECTOR load_fp32
+#define NAME(name) name##_fp32
+#include "few_rows.h"
+#undef X
+#undef GET_VECTOR
+#undef NAME
+
+#define X bf16
+#define GET_VECTOR load_bf16
+#define NAME(name) name##_bf16
+#include "few_rows.h"
