@@ -39,10 +39,10 @@ def _fits(module: nn.Linear) -> bool:
     return native.serves(weight) and weight.is_contiguous() and module.in_features % LANES == 0 and is_right(weight.dtype)
 
 
-def _forward(module: nn.Linear, weight_NK: Tensor, x: Tensor) -> Tensor:
-    if x.numel() // x.shape[-1] > MOST_ROWS or torch.is_grad_enabled():
-        return nn.functional.linear(x, module.weight, module.bias)
-    return few_rows(x, weight_NK, module.bias)
+def _forward(module: nn.Linear, weight_NK: Tensor, input: Tensor) -> Tensor:
+    if input.numel() // input.shape[-1] > MOST_ROWS or torch.is_grad_enabled():
+        return nn.functional.linear(input, module.weight, module.bias)
+    return few_rows(input, weight_NK, module.bias)
 
 
 def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
