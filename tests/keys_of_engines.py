@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from finery.commands.chat import open_engine
 from finery.engines.base import Ask
 from finery.run import Run
@@ -51,6 +53,27 @@ def prefill_chunk(bench: Bench) -> None:
     assert seen(bench, [5] * 40, 1, prefill_chunk=16)[1] == 16
 
 
+class Only:
+    """Lets one token come."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def allowed(self) -> Any:
+        return np.asarray([self.token])
+
+    def take(self, token: int) -> None:
+        """There is nothing to remember."""
+
+
+def skip_special_tokens(bench: Bench) -> None:
+    for skip, wanted in ((True, ""), (False, "<|im_start|>" * 6)):
+        engine, options = opened(bench, skip_special_tokens=skip)
+        token = engine.tokenizer.convert_tokens_to_ids("<|im_start|>")
+        assert "".join(piece.text for piece in engine.begin(Ask([5, 6], options, constraint=Only(token)))) == wanted
+        engine.close()
+
+
 def min_p(bench: Bench) -> None:
     drawn = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 1.0}
     assert bench.chat(**drawn, min_p=1.0) == bench.chat() != bench.chat(**drawn)
@@ -68,6 +91,7 @@ OTHERS: dict[str, Callable[[Bench], None]] = {
     "use_kv_cache": use_kv_cache,
     "max_batch_size": max_batch_size,
     "prefill_chunk": prefill_chunk,
+    "skip_special_tokens": skip_special_tokens,
     "min_p": min_p,
     "presence_penalty": presence_penalty,
     "frequency_penalty": frequency_penalty,

@@ -299,11 +299,6 @@ def max_new_tokens(bench: Bench) -> None:
     assert long.startswith(short) and len(short) < len(long)
 
 
-def skip_special_tokens(bench: Bench) -> None:
-    wild = {"do_sample": True, "temperature": 9.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 120}
-    assert ("<|" in bench.chat(**wild), "<|" in bench.chat(**wild, skip_special_tokens=False)) == (False, True)
-
-
 def infer_dtype(bench: Bench) -> None:
     for asked, dtype in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
         assert bench.export(infer_dtype=asked).weights("model.safetensors")["model.norm.weight"].dtype == dtype
@@ -347,7 +342,7 @@ NAMED: tuple[Any, ...] = (
     adapter_name_or_path, create_new_adapter, model_name_or_path, trust_remote_code, dataset_dir,
     output_dir, overwrite_output_dir, do_train, do_eval, gradient_accumulation_steps,
     load_best_model_at_end, bf16, gradient_checkpointing, disable_gradient_checkpointing, resume_from_checkpoint,
-    max_new_tokens, skip_special_tokens,
+    max_new_tokens,
     infer_dtype, export_dir, export_size, export_device, export_legacy_format,
 )  # fmt: skip
 

@@ -212,6 +212,7 @@ def cut(done: Path, to: Path) -> str:
     """A run's folder as if it had been cut off after its first checkpoint."""
     shutil.copytree(done, to)
     shutil.rmtree(to / "checkpoint-4")
+    (to / "manifest.json").unlink()
     return str(to)
 
 

@@ -114,8 +114,8 @@ class KeptTrainer(transformers.Trainer):
     # -- what is due after a step or an epoch
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
-        self._figures = {"grad_norm": norm, "learning_rate": kwargs.get("learning_rate")}
+        told = {"grad_norm": grad_norm, "learning_rate": kwargs.get("learning_rate")}  # tensors, of some optimizers
+        self._figures = {name: float(value) if value is not None else None for name, value in told.items()}
         again = self._missed is not None and time.monotonic() - self._missed >= RETRY_SECONDS
         if self.any_rank(self.signals.save or again):
             self.control.should_save, self.signals.save, self._whole = True, False, True

@@ -312,12 +312,18 @@ class Session:
         trainer.facts, trainer.guards = self.facts, Guards(loop.on_nonfinite)
         self.reopen = partial(prove_saved, trainer, self.model, self.adapter, tokenizer)
         if loop.do_train:
-            num_steps = self._num_steps(trainer)
-            trainer.try_scheduler(num_steps)
-            self.adapter.begin(model, num_steps)
-            if self.start is not None:
-                check_not_done(self.start, num_steps, manifest.planned_steps(self.folder) if lies_in(self.start, self.folder) else None)
+            self._check_steps(trainer)
+            self.adapter.begin(model, self._num_steps(trainer))
         return trainer
+
+    def _check_steps(self, trainer: "Trainer") -> None:
+        """Raise `UserError` where the scheduler cannot be had, or no step is left to do."""
+        num_steps = self._num_steps(trainer)
+        trainer.try_scheduler(num_steps)
+        if self.start is not None:
+            named = isinstance(self.loop.resume_from_checkpoint, str)  # which is a wish to do its steps again
+            done = None if named or not lies_in(self.start, self.folder) else manifest.planned_steps(self.folder)
+            check_not_done(self.start, num_steps, done)
 
     def know(self, inputs: Mapping[str, str], expected: Mapping[str, str] | None = None) -> None:
         """Digests of what the run reads. Raises `UserError` where a run that is gone on with, or repeated, has read something else."""

@@ -166,7 +166,7 @@ class Trainer(KeptTrainer):
                 self.guards.nonfinite(self, self.step_rows, "gradient")
                 return 0.0
             hooked = self.optimizer_part is not None and self.optimizer_part.steps_in_hooks  # and has let gradients go
-            lr = max(group["lr"] for group in self.optimizer.param_groups)  # type: ignore[union-attr]
+            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)  # type: ignore[union-attr]
             self.guards.see_norm(None if hooked else float(norm), lr)
         return norm
 
