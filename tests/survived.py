@@ -18,6 +18,18 @@ from finery.training import checkpoints
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "logging_steps": 1}
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from finery.training.lock import Lock
+
+Lock(Path(sys.argv[1])).take()
+print("taken", flush=True)
+time.sleep(60)
+"""
+"""A process that keeps a folder locked."""
+
+
 @dataclass
 class Stage:
     """Trains; at chosen steps, what was planned happens."""

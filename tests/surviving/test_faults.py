@@ -16,7 +16,7 @@ import finery
 from finery.cli import main
 from finery.errors import UserError
 from finery.training import checkpoints, kept
-from survived import Stage, fill, lines, steps_of, weights
+from survived import HOLDER, Stage, fill, lines, steps_of, weights
 
 Keys = Callable[..., dict[str, Any]]
 Record = Callable[[str, object], None]
@@ -183,17 +183,6 @@ def test_a_clock_that_jumps(jump: float, stage: Stage, whole: Path, monkeypatch:
     assert weights(out) == weights(whole)
     assert all(line["elapsed_time"].startswith("0:00:") for line in lines(out))
     record_property("fault", "clock jump")
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from finery.training.lock import Lock
-
-Lock(Path(sys.argv[1])).take()
-print("taken", flush=True)
-time.sleep(60)
-"""
 
 
 def test_two_runs_in_one_folder(stage: Stage, record_property: Record) -> None:

@@ -15,6 +15,7 @@ import pytest
 import finery
 from finery.errors import Stopped
 from finery.training.trainer import Trainer
+from kills import left_over
 from survived import Stage, lines, steps_of, weights
 
 Keys = Callable[..., dict[str, Any]]
@@ -100,20 +101,7 @@ def test_a_process_ends_with_0_and_a_word_and_twice_told_at_once(keys: Keys, tmp
         run.send_signal(signal.SIGTERM)
         run.communicate(timeout=60)
     assert run.returncode in (0, 128 + signal.SIGTERM)
-    assert not _alive(run.pid)
-
-
-def _alive(session: int) -> list[str]:
-    time.sleep(1.0)
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(own) == session and state != "Z":
-            found.append(path.parent.name)
-    return found
+    assert not left_over(run.pid)
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:

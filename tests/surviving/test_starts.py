@@ -12,7 +12,7 @@ import pytest
 import finery
 from finery.errors import Stopped, UserError
 from finery.training.starting import normal
-from survived import SAVING, Stage, steps_of, weights
+from survived import HOLDER, SAVING, Stage, steps_of, weights
 
 
 def unfinished(stage: Stage, out: Path, step: int = 3, **changes: Any) -> None:
@@ -138,17 +138,6 @@ def test_a_skipped_step_does_not_count_as_a_loss_of_0(stage: Stage, monkeypatch:
     out = stage.train(on_nonfinite="skip")
     losses = [line["loss"] for line in lines(out) if "loss" in line]
     assert losses[2] == losses[1] and min(losses) > 5
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from finery.training.lock import Lock
-
-Lock(Path(sys.argv[1])).take()
-print("taken", flush=True)
-time.sleep(60)
-"""
 
 
 def test_who_is_kept_out_of_a_folder_touches_nothing(stage: Stage) -> None:

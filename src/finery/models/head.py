@@ -6,7 +6,7 @@ Negative labels are not learnt. Shapes: B rows, T tokens, S supervised tokens, C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,22 @@ _HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
 
 
 @contextmanager
-def heard() -> Iterator[list[Tensor]]:
+def gathered(place: ContextVar[list[Tensor] | None]) -> Iterator[list[Tensor]]:
+    """A list that this thread finds at `place` within the block, and fills."""
+    found: list[Tensor] = []
+    token = place.set(found)
+    try:
+        yield found
+    finally:
+        place.reset(token)
+
+
+def heard() -> AbstractContextManager[list[Tensor]]:
     """What each supervised token costs in the forwards that this thread makes meanwhile: pieces, in the order of the labels.
 
     Nothing is computed otherwise for that, so the numbers of a training do not depend on it. A router's loss is no token's.
     """
-    costs: list[Tensor] = []
-    token = _HEARD.set(costs)
-    try:
-        yield costs
-    finally:
-        _HEARD.reset(token)
+    return gathered(_HEARD)
 
 
 def summed(costs_C: Tensor) -> Tensor:

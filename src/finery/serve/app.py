@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from finery import __version__
 from finery.data.template import Template
-from finery.engines.base import Engine
+from finery.engines.base import Ask, Engine
 from finery.log import get_logger
 from finery.serve import chats, completions
 from finery.serve.doors import Doors
@@ -93,25 +94,26 @@ def _add_answering(app: FastAPI, service: Service) -> None:
     """Routes that the engine works for."""
     most_seconds = 2 * service.settings.most_seconds + 30  # answers end in half of it: whoever has not read them by then never will
 
+    def reply(kind: Any, asked: ChatRequest | CompletionRequest, prepared: Any, asks: Sequence[Ask]) -> Response:
+        """What a `kind` (the module) makes of answers, in pieces or whole; a client that leaves ends them."""
+        answers = service.desk.open(asks)
+        if asked.stream:
+            return StreamReply(kind.chunks(service, asked, prepared, answers), answers.close, most_seconds)
+        return WholeReply(kind.whole(service, asked, prepared, answers), answers.close, most_seconds)
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
         asked = await _read(request, ChatRequest, service)
         prepared = await service.prepare(lambda: chats.prepare(service, asked))
-        answers = service.desk.open(prepared.asks)
-        if asked.stream:
-            return StreamReply(chats.chunks(service, asked, prepared, answers), answers.close, most_seconds)
-        return WholeReply(chats.whole(service, asked, prepared, answers), answers.close, most_seconds)
+        return reply(chats, asked, prepared, prepared.asks)
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
         """Go on with a text, or with several."""
         asked = await _read(request, CompletionRequest, service)
         asks = await service.prepare(lambda: completions.prepare(service, asked))
-        answers = service.desk.open(asks)
-        if asked.stream:
-            return StreamReply(completions.chunks(service, asked, asks, answers), answers.close, most_seconds)
-        return WholeReply(completions.whole(service, asked, asks, answers), answers.close, most_seconds)
+        return reply(completions, asked, asks, asks)
 
     @app.post("/v1/embeddings")
     async def embed(request: Request) -> Response:

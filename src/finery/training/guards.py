@@ -28,14 +28,13 @@ class Guards:
     def __init__(self, on_nonfinite: OnNonfinite) -> None:
         self.on_nonfinite = on_nonfinite
         self.highest_lr = 0.0
-        self.num_skipped = 0
         self._in_turn = {"skipped": 0, "no loss": 0, "no gradient": 0}
         self._told: set[str] = set()
 
-    def see_step(self, trainer: Any, rows: Sequence[Row], loss: float) -> None:
+    def see_step(self, trainer: Any, rows: Sequence[Row], num_supervised: int, loss: float) -> None:
         """After the backward pass of a step, finite or not."""
         step = trainer.state.global_step + 1
-        if not sum(row.num_supervised for row in rows):
+        if not num_supervised:
             self._tell("unsupervised", f"step {step} has no token to learn. {places(trainer, rows)}")
         if step == trainer.first_step + 1 and math.isfinite(loss):
             _check_learning(trainer)
@@ -66,15 +65,12 @@ class Guards:
             trainer.model.zero_grad(set_to_none=True)
         origin = str(found) if found is not None else "each part of the step is finite by itself, their sum is not"
         text = f"the {what} of step {step} is not finite: {origin}. {places(trainer, rows)}; {kept}"
-        self.num_skipped += 1
-        hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
-        if self.on_nonfinite == "stop" or hooked or self._counts("skipped", True):
-            advice = (
-                "'on_nonfinite: skip' would leave such steps out"
-                if self.on_nonfinite == "stop"
-                else f"{SO_MANY} steps in a row were skipped"
-            )
-            raise UserError(f"{text}. {'Weights are stepped in the backward pass' if hooked else advice}")
+        if trainer.steps_in_hooks:
+            raise UserError(f"{text}. Weights are stepped in the backward pass")
+        if self.on_nonfinite == "stop":
+            raise UserError(f"{text}. 'on_nonfinite: skip' would leave such steps out")
+        if self._counts("skipped", True):
+            raise UserError(f"{text}. {SO_MANY} steps in a row were skipped")
         log.warning("%s. The step is skipped", text)
 
     def finite(self) -> None:
@@ -92,9 +88,8 @@ class Guards:
 
 
 def _check_learning(trainer: Any) -> None:
-    hooked = trainer.optimizer_part is not None and trainer.optimizer_part.steps_in_hooks
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    if not hooked and all(weight.grad is None for weight in trained):
+    if not trainer.steps_in_hooks and all(weight.grad is None for weight in trained):
         raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
 
 

@@ -147,7 +147,7 @@ class Trainer(KeptTrainer):
         num_supervised = sum(row.num_supervised for row in rows)
         self.clock.count(num_tokens, num_supervised, self._flops_each[0] * num_tokens + self._flops_each[1] * num_supervised)
         self.last_loss = float(share)
-        self.guards.see_step(self, rows, self.last_loss)
+        self.guards.see_step(self, rows, num_supervised, self.last_loss)
         if self.any_rank(not math.isfinite(self.last_loss)):
             self.guards.nonfinite(self, rows, "loss")
             self._skips = True
@@ -162,13 +162,18 @@ class Trainer(KeptTrainer):
             self._skips = False
             return 0.0
         if self.accelerator.scaler is None:  # that one tries scales, and steps over what overflows
-            if not math.isfinite(float(norm)):  # the same in all processes
+            length = float(norm)
+            if not math.isfinite(length):  # the same in all processes
                 self.guards.nonfinite(self, self.step_rows, "gradient")
                 return 0.0
-            hooked = self.optimizer_part is not None and self.optimizer_part.steps_in_hooks  # and has let gradients go
             lr = max(float(group["lr"]) for group in self.optimizer.param_groups)  # type: ignore[union-attr]
-            self.guards.see_norm(None if hooked else float(norm), lr)
+            self.guards.see_norm(None if self.steps_in_hooks else length, lr)  # hooks have let gradients go
         return norm
+
+    @property
+    def steps_in_hooks(self) -> bool:
+        """Whether weights are stepped in the backward pass: there is no way back from such a step."""
+        return self.optimizer_part is not None and self.optimizer_part.steps_in_hooks
 
     def parts(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The micro-batches of some rows."""
@@ -232,7 +237,7 @@ class Trainer(KeptTrainer):
         """
         longest = max(len(row.ids) for row in rows)
         step = self.state.global_step
-        if self.args.world_size > 1 or (self.optimizer_part is not None and self.optimizer_part.steps_in_hooks):
+        if self.args.world_size > 1 or self.steps_in_hooks:
             advice = "set 'token_budget' lower, or 'gradient_checkpointing: true'"
             raise UserError(f"out of memory in step {step + 1} with micro-batches of {self.choices['token_budget']} tokens: {advice}")
         if sum(map(len, self._share_out(rows))) < len(rows):

@@ -76,7 +76,8 @@ class Work:
         self.trainer.watch_weights()
         gc.freeze()  # what is there now stays: it need not be looked through for garbage
         try:
-            with _heard(self.trainer, self._how_to_go_on()), _workers_told(self.trainer):
+            how = self._how_to_go_on()
+            with _heard(self.trainer, how), _workers_told(self.trainer, how):
                 result = self.trainer.train(resume_from_checkpoint=str(self.start.folder) if self.start else None)
                 self.trainer.save_trained(self.session.adapter.config_file)
         finally:
@@ -155,15 +156,18 @@ class Work:
 
 
 @contextmanager
-def _workers_told(trainer: Trainer) -> Iterator[None]:
-    """A process that loads data may be killed for want of memory: torch tells that by an error of no kind of its own."""
+def _workers_told(trainer: Trainer, how: str) -> Iterator[None]:
+    """A process that loads data may be killed for want of memory: torch tells that by an error of no kind of its own.
+
+    `how` says how to go on.
+    """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         last = newest(trainer.folder)
-        further = f"the same command goes on with {last.folder}" if last is not None else "there is no checkpoint yet"
+        further = f"{how} {last.folder}" if last is not None else "there is no checkpoint yet"
         told = "a process that loads data was killed, perhaps for want of memory; 'dataloader_num_workers: 0' does without"
         raise UserError(f"{told}. {further}") from None
 

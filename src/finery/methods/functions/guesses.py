@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from finery.models.head import TokenLoss, summed
+from finery.models.head import TokenLoss, gathered, summed
 
 _GUESSED: ContextVar[list[Tensor] | None] = ContextVar("guessed", default=None)
 """Where the losses of this thread put what was guessed right, while somebody counts."""
 
 
-@contextmanager
-def guessed() -> Iterator[list[Tensor]]:
+def guessed() -> AbstractContextManager[list[Tensor]]:
     """For each supervised token of the losses that this thread evaluates meanwhile, in order: whether it is the likeliest."""
-    hits: list[Tensor] = []
-    token = _GUESSED.set(hits)
-    try:
-        yield hits
-    finally:
-        _GUESSED.reset(token)
+    return gathered(_GUESSED)
 
 
 def counting() -> TokenLoss | None:
