@@ -75,10 +75,12 @@ def test_an_evaluation_is_broken_off_and_made_up_for(stage: Stage, monkeypatch: 
     assert weights(out) == weights(whole)
 
 
-def _start(keys: Keys, out: Path) -> "subprocess.Popen[str]":
+def _start(keys: Keys, out: Path, **environment: str) -> "subprocess.Popen[str]":
     given = keys(output_dir=str(out), max_steps=100000, save_strategy="no", logging_steps=1)
     command = [sys.executable, "-m", "finery", "train", *(f"{key}={json.dumps(value)}" for key, value in given.items())]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    )
     assert run.stderr is not None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and "step 1/" not in run.stderr.readline():
@@ -102,6 +104,22 @@ def test_a_process_ends_with_0_and_a_word_and_twice_told_at_once(keys: Keys, tmp
         run.communicate(timeout=60)
     assert run.returncode in (0, 128 + signal.SIGTERM)
     assert not left_over(run.pid)
+
+
+def test_several_processes_end_after_the_same_step(keys: Keys, tmp_path: Path) -> None:
+    """Only torchrun's own process is told; each of the others saves what it alone has, and none is left."""
+    import psutil
+
+    with _start(keys, tmp_path / "out", FORCE_TORCHRUN="1", NPROC_PER_NODE="2") as run:
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=90)
+    assert run.returncode == 0, said
+    assert "as it was told: the same command goes on with" in said and "Traceback" not in said
+    (step,) = steps_of(tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out" / f"checkpoint-{step}").iterdir()}
+    assert {"rank_0.json", "rank_1.json", "optimizer.safetensors", "complete.json"} <= files
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
