@@ -43,10 +43,15 @@ def call(name: str, *arguments: Any) -> bool:
 
 
 def serves(tensor: torch.Tensor) -> bool:
-    """Whether `call` works for a tensor of this format and device."""
+    """Whether `call` works for a tensor of this format and device; not for one that holds its numbers in a way of its own, as torchao's."""
     import torch
 
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) and _library() is not None
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and _library() is not None
+    )
 
 
 def _as_c(value: Any) -> Any:
