@@ -53,22 +53,20 @@ def _tools(path: Path) -> str:
 
 def open_engine(run: Run) -> tuple[Engine, Template]:
     """The trained model of a run, or its base model, ready to answer."""
-    import torch
-
+    from finery.engines.base import Source
     from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer
-    from finery.models.trained import find_trained, load_answering
+    from finery.models.trained import find_trained
     from finery.training.preparation import run_template
 
     found = find_trained(run.model, run.adapter, run.loop.output_dir)
     if not found.is_tuned:
         log.info("this is %s as it is: no adapter was named, and no trained model found", run.model.model_name_or_path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     leave_out_others(found.base, run.quantizing)
     tokenizer = load_tokenizer(found.tokenizer_folder, run.model.trust_remote_code)
     template = run_template(run, tokenizer)
-    model = load_answering(found, run.adapter, tokenizer, run.model, run.quantizing, device)
-    return run.engine(model, tokenizer, template.stop_ids, run.engine_options), template
+    source = Source(found, run.adapter, run.model, run.quantizing, tokenizer, template.stop_ids)
+    return run.engine.open(source, run.engine_options), template
 
 
 def answer(run: Run, messages: Iterable[dict[str, str]]) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from finery.models.adapters.base import Adapter
+    from finery.models.load import ModelOptions
+    from finery.models.quantizers.base import Quantizing
+    from finery.models.trained import Trained
+
 
 class GenerationOptions(OptionGroup):
     do_sample: bool = True
@@ -136,14 +141,27 @@ class Stream:
         return what
 
 
+@dataclass(frozen=True)
+class Source:
+    """What an engine is to answer with: nothing of it is loaded yet but the tokenizer."""
+
+    trained: Trained  # the base and the adapters that go into it
+    adapter: Adapter  # how they do
+    model: ModelOptions
+    quantizing: Quantizing | None
+    tokenizer: Any
+    stop_ids: frozenset[int]
+
+
 class Engine(ABC):
     """Generates text with one loaded model, many answers at a time."""
 
     Options: ClassVar[type[OptionGroup]] = OptionGroup  # no keys, unless a subclass has some
 
-    @abstractmethod
-    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
-        """`options` are of this engine's `Options`; what does not fit together is said by their `check`."""
+    @classmethod
+    def open(cls, source: Source, options: Any) -> Engine:
+        """Load what is to answer; `options` are of this engine's `Options`, what does not fit together is said by their `check`."""
+        raise NotImplementedError
 
     @property
     def adapters(self) -> Sequence[str]:

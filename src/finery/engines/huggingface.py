@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from finery.engines.base import Ask, Engine, Stream
+from finery.engines.base import Ask, Engine, Source, Stream
 from finery.errors import UserError
 from finery.options import OptionGroup
 
@@ -34,6 +34,17 @@ class HuggingFace(Engine):
         """Tokens of a prompt that are read between two tokens of the answers that are on their way."""
 
     options: Options
+
+    @classmethod
+    def open(cls, source: Source, options: Any) -> HuggingFace:
+        """On the GPU where there is one."""
+        import torch
+
+        from finery.models.trained import load_answering
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_answering(source.trained, source.adapter, source.tokenizer, source.model, source.quantizing, device)
+        return cls(model, source.tokenizer, source.stop_ids, options)
 
     def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
         from transformers import GenerationConfig
