@@ -63,6 +63,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "LoRA+": {"loraplus_lr_ratio": 4.0},
     "Muon": {"use_muon": True},
     "Adam-mini": {"use_adam_mini": True},
+    "LOMO": {"optim": "lomo", "learning_rate": 0.1},  # SGD's rates
+    "AdaLomo": {"optim": "adalomo", "learning_rate": 0.05},
     "GaLore": {"use_galore": True, "galore_rank": 4},
     "APOLLO": {"use_apollo": True, "apollo_rank": 4, "optim": "adamw_torch"},
     "BAdam": {"use_badam": True, "badam_switch_interval": 2},

@@ -1,6 +1,7 @@
 """Steps that are not finite, runs that learn nothing, and what is saved that is not what was trained: all are told."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import build_model
 from finery.training.nonfinite import load_repro
 from finery.training.trainer import Trainer
 from survived import Stage, lines, weights
@@ -124,6 +126,17 @@ def test_what_was_saved_is_loaded_anew(kind: str, stage: Stage) -> None:
     assert "loaded anew, what was saved gives a loss of" in stage.said
     proof = json.loads((out / "manifest.json").read_text())["proof"]
     assert proof["weights_changed"] is True and proof["saved"].startswith("loaded anew")
+
+
+@pytest.mark.parametrize("given", [{}, {"loftq_init": True}], ids=["plain", "loftq"])
+def test_what_was_trained_beside_few_bits_is_loaded_beside_as_many(given: dict[str, Any], stage: Stage, tmp_path: Path) -> None:
+    """Beside the plain weights the same adapter has another loss, by far more than rounding moves it."""
+    wide = build_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)  # for blocks of 64 weights
+    few = {"model_name_or_path": str(wide), "quantization_bit": 2, "quantization_method": "hqq"}
+    stage.train(save_verify=True, learning_rate=0.02, max_steps=6, **few, **given)
+    told = [line for line in stage.said.splitlines() if "loaded anew, what was saved gives a loss of" in line]
+    first, second = re.findall(r"\d+\.\d{4}", told[-1])
+    assert abs(float(first) - float(second)) < 2e-4
 
 
 def test_what_was_saved_wrongly_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def _in_session(run: Run, expected: Mapping[str, str] | None) -> Path:
     """No other run can be at work in the folder meanwhile."""
     from finery.training.session import Session
 
-    with Session(run.loop, run.trainer, run.model, run.adapter, (run.switched_on, run.fp8), run.asked()) as session:
+    with Session(run.loop, run.trainer, run.model, run.adapter, (run.switched_on, run.fp8, run.quantizing), run.asked()) as session:
         return _train(run, session, expected)
 
 

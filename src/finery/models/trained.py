@@ -118,6 +118,23 @@ def load_beside(trained: Trained, adapter: Adapter, tokenizer: Any, trust_remote
     return open_adapter(adapter.merge(model, trained.adapters[:-1]), trained.adapters[-1])
 
 
+def load_again(
+    trained: Trained,
+    adapter: Adapter,
+    tokenizer: Any,
+    options: ModelOptions,
+    asked: Quantizing | None,
+    where: tuple[torch.dtype, torch.device],
+) -> Any:
+    """The model as it was trained: beside weights of as many bits; `where` is the number format of the others, and the device."""
+    dtype, device = where
+    if held_in(trained.adapters) or not (asked or own_quantization(trained.base)):
+        return load_beside(trained, adapter, tokenizer, options.trust_remote_code, dtype).to(device)
+    model = load_model(trained.base, dtype, options.trust_remote_code, asked, device, trained.change)
+    fit_vocabulary(model, tokenizer, resize=bool(trained.adapters))
+    return (adapter.put_on if is_held(model) else adapter.merge)(model, trained.adapters)
+
+
 def _wide_base(trained: Trained, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype) -> Any:
     """The base in `dtype` with rows for all tokens; layers of few bits are widened."""
     asked, held = held_in(trained.adapters) or (None, dtype)

@@ -12,7 +12,9 @@ from finery.log import get_logger
 from finery.models.adapters.base import Adapter
 from finery.models.head import bare, teach
 from finery.models.load import ModelOptions
-from finery.models.trained import find_trained, load_beside
+from finery.models.quantized import is_held
+from finery.models.quantizers.base import Quantizing
+from finery.models.trained import find_trained, load_again
 from finery.training.memory import free_bytes
 
 log = get_logger(__name__)
@@ -54,18 +56,23 @@ def batch_of(units: Any, places: Sequence[int]) -> list[Row]:
     return rows[:MOST_ROWS]
 
 
-def prove_saved(trainer: Any, options: ModelOptions, adapter: Adapter, tokenizer: Any, rows: Sequence[Row]) -> str:
+def prove_saved(trainer: Any, options: ModelOptions, parts: tuple[Adapter, Quantizing | None], tokenizer: Any, rows: Sequence[Row]) -> str:
     """Load what was saved anew, measure `rows` with it and with the trained model; a sentence on what was found.
 
-    Raises `UserError` where the losses lie apart. Where there is no room for a second model, that is said.
+    Weights that were held in few bits are so again: beside wider ones the adapter would give another loss. Raises `UserError` where the
+    losses lie apart. Where there is no room for a second model, that is said.
     """
     size = sum(weight.nbytes for weight in trainer.model.parameters())
     if not rows or free_bytes(trainer.args.device) < 1.5 * size:
         return "what was saved was not loaded anew: " + ("there is no row to measure" if not rows else "memory has no room for it")
     dtype = next(weight.dtype for weight in bare(trainer.model).parameters() if weight.is_floating_point())
+    adapter, quantizing = parts
+    device = trainer.args.device
     with torch.random.fork_rng():
-        saved = load_beside(find_trained(options, adapter, str(trainer.folder)), adapter, tokenizer, options.trust_remote_code, dtype)
-    saved = saved.to(trainer.args.device)
+        found = find_trained(options, adapter, str(trainer.folder))
+        if len(found.adapters) > 1 and is_held(bare(trainer.model)):
+            return "what was saved was not loaded anew: several adapters cannot be put on weights of few bits"
+        saved = load_again(found, adapter, tokenizer, options, quantizing, (dtype, device))
     teach(bare(saved))
     ours, theirs = (trainer.loss_of(model, rows) for model in (trainer.model, saved))
     computed = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else dtype

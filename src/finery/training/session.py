@@ -26,6 +26,7 @@ from finery.models.lineage import write_lineage
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
 from finery.models.quantized import num_weights
+from finery.models.quantizers.base import Quantizing
 from finery.models.rope import longest, original_length, save_positions, scale_row_by_row, to_train
 from finery.models.status import weight_lines
 from finery.models.tokenizer import save_tokenizer
@@ -62,11 +63,11 @@ class Session:
         rest: Mapping[str, Any],
         model: ModelOptions,
         adapter: Adapter,
-        switched: tuple[Sequence[Optimizer], Fp8Options],
+        switched: tuple[Sequence[Optimizer], Fp8Options, Quantizing | None],
         asked: Mapping[str, Any],
     ) -> None:
         """`asked` holds all that the training was asked for, by key: a run is gone on with only where that is the same."""
-        optimizers, self.fp8 = switched
+        optimizers, self.fp8, self.quantizing = switched
         self.loop = loop
         self.rest = dict(rest)
         if model.use_reentrant_gc is not None:
@@ -310,7 +311,7 @@ class Session:
         self.watchers = parts
         trainer.keep()
         trainer.facts, trainer.guards = self.facts, Guards(loop.on_nonfinite)
-        self.reopen = partial(prove_saved, trainer, self.model, self.adapter, tokenizer)
+        self.reopen = partial(prove_saved, trainer, self.model, (self.adapter, self.quantizing), tokenizer)
         if loop.do_train:
             self._check_steps(trainer)
             self.adapter.begin(model, self._num_steps(trainer))
