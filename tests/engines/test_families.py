@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from conftest import build_tokenizer
 from finery.engines.base import Ask, GenerationOptions
 from finery.engines.huggingface import HuggingFace
+from finery.models.kernels import native
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -38,6 +39,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 WAYS = {"mamba": "anew", "qwen3_next": "side by side"}
+NATIVE = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+"""Those that have a step in C."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,6 +53,7 @@ def test_together_as_alone(kind: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     engine = HuggingFace(model, tokenizer, frozenset(), HuggingFace.Options.model_validate({}))
     assert engine.batch.way == WAYS.get(kind, "together")
+    assert (engine.batch.native is not None) == (kind in NATIVE and native.serves(torch.zeros(1)))
     texts = ["The quick brown fox jumps over the lazy dog. " * 2, "fox", "Who are you?", "你是谁？我是"]
     greedy = [GenerationOptions.model_validate({"do_sample": False, "max_new_tokens": size}) for size in (24, 5, 14, 20)]
     asks = [Ask(tokenizer(text)["input_ids"], chosen) for text, chosen in zip(texts, greedy, strict=True)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finery.commands.train import train
+from finery.models import memory as models_memory
 from finery.run import Run
 from finery.training import memory
 from finery.training.clock import PHASES, Clock, bound, flops_each, product_peak
@@ -108,13 +109,13 @@ def test_the_budget_follows_memory(tiny_model: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_control_group_limits_memory(tmp_path: Path) -> None:
-    assert memory._left_in_group(tmp_path) is None
+    assert models_memory._left_in_group(tmp_path) is None
     for name, text in (("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 600\ninactive_file 50\n")):
         (tmp_path / name).write_text(text)
-    assert memory._left_in_group(tmp_path) == 350
+    assert models_memory._left_in_group(tmp_path) == 350
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in_group(tmp_path) is None
-    assert memory.free_bytes(CPU) > 2**20
+    assert models_memory._left_in_group(tmp_path) is None
+    assert models_memory.free_bytes(CPU) > 2**20
 
 
 def test_precision_is_taken_where_it_is_there(keys: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from finery.engines.functions.answers import Answer
+from finery.engines.functions.beside import Adapters
 from finery.engines.functions.few_rows import serve_few_rows
+from finery.engines.functions.native_step import find_native_step
 from finery.engines.functions.rows import RowCache
 from finery.log import get_logger
 
@@ -37,16 +39,19 @@ SAID = {
 class Batch:
     """The rows of one model."""
 
-    def __init__(self, model: Any, prefill_chunk: int, use_cache: bool = True) -> None:
+    def __init__(self, model: Any, prefill_chunk: int, use_cache: bool = True, adapters: Adapters | None = None) -> None:
         self.model = model
+        self.adapters = adapters
         self.prefill_chunk = prefill_chunk
         self.answers: list[Answer] = []  # those that have a row, in the rows' order, and then those whose prompts are read
         self._num_rows = 0
         self._reading: list[tuple[Answer, Any]] = []  # with caches of their own
         self._alone: dict[int, Any] = {}  # caches of answers that do not share one, by `id`
         self._lock = threading.Lock()  # of the model, which embeddings use, too
-        serve_few_rows(model)
-        self.way: Way = way_of(model) if use_cache else "anew"
+        self.native = find_native_step(model) if use_cache else None
+        if self.native is None:
+            serve_few_rows(model)
+        self.way: Way = "anew" if not use_cache else "together" if self.native is not None else way_of(model)
         self.cache: RowCache | None = RowCache(model.config) if self.way == "together" else None
         if use_cache and self.way in SAID:
             log.info("%s", SAID[self.way])
@@ -67,43 +72,63 @@ class Batch:
         self.cache = RowCache(self.model.config) if self.cache is not None else None
 
     def step(self) -> None:
-        """A part of one prompt, and a token of every answer that is on its way."""
+        """Parts of prompts, and a token of every answer that is on its way."""
         with self._lock:
             self._drop_cancelled()
-            if self._num_rows:
-                self._next_tokens()
-            if self._reading:
-                self._read()
+            rows, reading = self.answers[: self._num_rows], self._to_read()
+            parts = [*self._next_parts(rows), *(self._prompt_part(answer, cache, size) for answer, cache, size in reading)]
+            if parts:
+                scores_RV = self._forward(parts, self._wanted(rows, [answer for answer, _, _ in reading]))
+                self._take_next(rows, scores_RV[: len(rows)])
+                for (answer, cache, size), scores_V in zip(reading, scores_RV[len(rows) :], strict=True):
+                    self._take_read(answer, cache, size, scores_V)
 
-    def _read(self) -> None:
-        answer, cache = self._reading[0]
-        ids, done = answer.ask.prompt_ids, answer.num_read
-        part = list(ids[done : done + self.prefill_chunk] if cache is not None else ids)
+    def _to_read(self) -> list[tuple[Answer, Any, int]]:
+        """Whose prompts are read now, and how many of their tokens: of one answer, or of several where one call takes them."""
+        found, left = [], self.prefill_chunk
+        for answer, cache in self._reading if self.native is not None else self._reading[:1]:
+            missing = len(answer.ask.prompt_ids) - answer.num_read
+            size = min(missing, left) if cache is not None else missing
+            found.append((answer, cache, size))
+            left -= size
+            if left <= 0:
+                break
+        return found
+
+    def _prompt_part(self, answer: Answer, cache: Any, size: int) -> tuple[Any, Tensor]:
         if isinstance(cache, RowCache):
-            cache.lengths = [done]
-        scores_1V = self._forward(torch.tensor([part], device=self.model.device), cache)
-        answer.num_read += len(part)
-        if answer.num_read < len(ids):
-            return
-        self._reading.pop(0)
-        if self._take(answer, scores_1V[0]):
-            self.answers.remove(answer)
-            return
-        self.answers.remove(answer)
-        self.answers.insert(self._num_rows, answer)
-        if self.cache is not None and isinstance(cache, RowCache):
-            self.cache.join(cache)
-        else:
-            self._alone[id(answer)] = cache
-        self._num_rows += 1
+            cache.lengths = [answer.num_read]
+        return cache, self._ids([answer.ask.prompt_ids[answer.num_read : answer.num_read + size]])
 
-    def _next_tokens(self) -> None:
-        rows = self.answers[: self._num_rows]
+    def _next_parts(self, rows: Sequence[Answer]) -> list[tuple[Any, Tensor]]:
         if self.cache is not None:
-            ids = torch.tensor([[answer.next_id] for answer in rows], device=self.model.device)
-            scores_RV = self._forward(ids, self.cache)
-        else:
-            scores_RV = torch.cat([self._alone_next(answer) for answer in rows])
+            return [(self.cache, self._ids([[answer.next_id] for answer in rows]))] if rows else []
+        caches = [self._alone[id(answer)] for answer in rows]
+        return [
+            (cache, self._ids([[answer.next_id] if cache is not None else [*answer.ask.prompt_ids, *answer.ids]]))
+            for answer, cache in zip(rows, caches, strict=True)
+        ]
+
+    def _ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(ids, device=self.model.device)
+
+    def _wanted(self, rows: Sequence[Answer], reading: Sequence[Answer]) -> list[list[Answer]]:
+        """The answers of each part, in the order of their rows."""
+        together = [list(rows)] if rows and self.cache is not None else [[answer] for answer in rows]
+        return [*together, *([answer] for answer in reading)]
+
+    def _forward(self, parts: Sequence[tuple[Any, Tensor]], wanted: Sequence[Sequence[Answer]]) -> Tensor:
+        """The fp32 scores (R, V) after the last of some new tokens (R, new) of the rows of each cache."""
+        if self.native is not None:
+            return self.native(parts)
+        found = []
+        for (cache, ids), answers in zip(parts, wanted, strict=True):
+            if self.adapters is not None:
+                self.adapters.rows = [answer.ask.adapter for answer in answers]
+            found.append(_forward(self.model, ids, cache))
+        return torch.cat(found)
+
+    def _take_next(self, rows: Sequence[Answer], scores_RV: Tensor) -> None:
         likeliest = scores_RV.argmax(-1).tolist() if any(answer.chooser.is_plain for answer in rows) else []
         ended = []
         for row, answer in enumerate(rows):
@@ -112,10 +137,21 @@ class Batch:
         for row in reversed(ended):
             self._leave(row)
 
-    def _alone_next(self, answer: Answer) -> Tensor:
-        cache = self._alone[id(answer)]
-        ids = [answer.next_id] if cache is not None else [*answer.ask.prompt_ids, *answer.ids]
-        return self._forward(torch.tensor([ids], device=self.model.device), cache)
+    def _take_read(self, answer: Answer, cache: Any, size: int, scores_V: Tensor) -> None:
+        """Where the prompt is read, the answer begins, and its row joins the others."""
+        answer.num_read += size
+        if answer.num_read < len(answer.ask.prompt_ids):
+            return
+        self._reading.remove((answer, cache))
+        self.answers.remove(answer)
+        if self._take(answer, scores_V):
+            return
+        self.answers.insert(self._num_rows, answer)
+        if self.cache is not None and isinstance(cache, RowCache):
+            self.cache.join(cache)
+        else:
+            self._alone[id(answer)] = cache
+        self._num_rows += 1
 
     def _leave(self, row: int) -> None:
         """The last row takes its place, as it does in the cache."""
@@ -143,14 +179,12 @@ class Batch:
             answer.stream.put(error)
             return True
 
-    def _forward(self, ids: Tensor, cache: Any) -> Tensor:
-        """The fp32 scores (R, V) after the last of some new tokens (R, new) of each row."""
-        return _forward(self.model, ids, cache)
-
     def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Means of last hidden states."""
         found = []
         with self._lock, torch.no_grad():
+            if self.adapters is not None:
+                self.adapters.rows = ()
             for ids in prompts:
                 hidden = self.model.get_decoder()(input_ids=torch.tensor([list(ids)], device=self.model.device), use_cache=False)
                 found.append(hidden.last_hidden_state[0].float().mean(0).cpu().numpy())

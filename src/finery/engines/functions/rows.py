@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
@@ -43,7 +45,8 @@ class RowLayer(DynamicLayer):
             if held.numel() and held.shape[0] >= rows and held.shape[2] >= columns:
                 continue
             old = held if held.numel() else held.new_zeros(0, heads, 0, width)
-            new = old.new_zeros(max(rows, old.shape[0]), heads, max(columns + _ROOM, old.shape[2]), width)
+            more = rows if rows <= old.shape[0] or not old.shape[0] else 2 * old.shape[0]
+            new = old.new_zeros(max(rows, more, old.shape[0]), heads, max(columns + _ROOM, old.shape[2]), width)
             new[: old.shape[0], :, : old.shape[2]] = old
             setattr(self, name, new)
 
@@ -78,6 +81,25 @@ class RowCache(Cache):
     def serves(config: Any) -> bool:
         """Whether all layers of a model keep keys and values, and nothing else."""
         return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
+
+    def reserve(self, rows: int, num_new: int, heads: int, width: int) -> None:
+        """Room in all layers for new fp32 columns, which a native function writes."""
+        for layer in self.held:
+            if not layer.is_initialized:
+                layer.lazy_initialization(torch.empty(0), torch.empty(0))
+            layer.reserve(rows, heads, self.window.end + num_new, width, width)
+
+    def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the keys and the values of each layer and row begin, (layers, R) each."""
+        rows = np.arange(len(self.lengths))
+        stride = self.held[0].keys.stride(0) * self.held[0].keys.element_size()  # type: ignore[union-attr]
+        keys, values = ([getattr(layer, name).data_ptr() for layer in self.held] for name in ("keys", "values"))
+        return np.array(keys)[:, None] + rows * stride, np.array(values)[:, None] + rows * stride
+
+    @property
+    def head_stride(self) -> int:
+        """How many numbers lie between a head's first and the next one's."""
+        return self.held[0].keys.stride(1)  # type: ignore[union-attr]
 
     def advance(self, num_new: int = 1) -> None:
         """The whole model has written so many columns."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-SOURCES = ("kernels.c", "bodies.h", "norms.h", "few_rows.h")
+SOURCES = ("kernels.c", "bodies.h", "norms.h", "panels.h", "team.h", "decoder.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 """No -ffast-math: what is infinite or no number must stay so, the guards look for it."""
 
@@ -40,6 +40,12 @@ def call(name: str, *arguments: Any) -> bool:
     function = getattr(library, f"{name}_{'fp32' if first.dtype == torch.float32 else 'bf16'}")
     function(*[_as_c(value) for value in arguments], ctypes.c_int(torch.get_num_threads()))
     return True
+
+
+def function(name: str) -> Any:
+    """A function that takes structures of its own, which its header tells of; None where there is no library."""
+    library = _library()
+    return None if library is None else getattr(library, name)
 
 
 def serves(tensor: torch.Tensor) -> bool:

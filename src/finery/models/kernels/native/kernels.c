@@ -98,6 +98,9 @@ static inline float gelu_inner_slope(float x)
 #define NAME(name) name##_bf16
 #include "norms.h"
 #undef NAME
+#undef X
+#undef GET_X
+#undef PUT_X
 
 #define SCALAR float
 #define GET(x) (x)
@@ -119,9 +122,21 @@ static inline float gelu_inner_slope(float x)
 #undef PUT
 #undef NAME
 
+/* A vector is what one register holds: compilers make slow work of larger ones. ROWS of x have sums, two vectors each, in registers. */
+#if defined(__AVX512F__)
 #define LANES 16
+#define ROWS 12
+#elif defined(__AVX__)
+#define LANES 8
+#define ROWS 6
+#else
+#define LANES 4
+#define ROWS 6
+#endif
+#define PANEL (2 * LANES)
+#define AHEAD (64 * PANEL) /* what is read from memory is asked for so much earlier */
+
 typedef float vector __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 static inline vector load_fp32(const float *from)
@@ -131,33 +146,52 @@ static inline vector load_fp32(const float *from)
     return value;
 }
 
-static inline vector load_bf16(const bf16 *from)
-{
-    halves half;
-    memcpy(&half, from, sizeof half);
-    words bits = __builtin_convertvector(half, words) << 16;
-    vector value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+typedef float four __attribute__((vector_size(16)));
 
+/* Halves are added until there are four numbers. */
 static inline float total(vector value)
 {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++)
-        sum += value[i];
-    return sum;
+    four part[LANES / 4];
+    memcpy(part, &value, sizeof value);
+#pragma GCC unroll 2
+    for (int size = LANES / 8; size; size /= 2)
+#pragma GCC unroll 2
+        for (int i = 0; i < size; i++)
+            part[i] += part[i + size];
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+}
+
+static inline void two_fp32(const float *from, vector *low, vector *high)
+{
+    memcpy(low, from, sizeof *low);
+    memcpy(high, from + LANES, sizeof *high);
+}
+
+static inline void two_bf16(const bf16 *from, vector *low, vector *high)
+{
+    words both, first, second;
+    memcpy(&both, from, sizeof both);
+    first = both << 16;
+    second = both & 0xffff0000u;
+    memcpy(low, &first, sizeof first);
+    memcpy(high, &second, sizeof second);
 }
 
 #define X float
-#define GET_VECTOR load_fp32
+#define GET_TWO two_fp32
+#define PLACE(i) (i)
 #define NAME(name) name##_fp32
-#include "few_rows.h"
+#include "panels.h"
 #undef X
-#undef GET_VECTOR
+#undef GET_TWO
+#undef PLACE
 #undef NAME
 
 #define X bf16
-#define GET_VECTOR load_bf16
+#define GET_TWO two_bf16
+#define PLACE(i) ((i) % LANES * 2 + (i) / LANES)
 #define NAME(name) name##_bf16
-#include "few_rows.h"
+#include "panels.h"
+
+#include "team.h"
+#include "decoder.h"
