@@ -2,8 +2,9 @@
 
 SmolLM2-135M-Instruct behind `finery api`; behind LLaMA-Factory's `api` where FINERY_PEER names its Python (see peer.py); behind
 `transformers serve` with `--transformers`. One server runs at a time, each is asked the same, greedily, in turn, and medians of the rounds
-are told: tokens a second of all clients together, of one stream alone, and the time to its first token. `--engine openvino --model FILE`
-serves something else.
+are told: tokens a second of all clients together, of one stream alone, and the time to its first token. `--engine huggingface openvino`
+serves with each of these engines in turn, the first of which is `finery` in the result; `--model FILE` serves something else, `--keys
+gguf_type=f16` with other keys.
 
 What comes out is checked, too: the text of an answer among others is that of the same answer alone, tokens of several answers come in
 turn, and one that was asked for later ends earlier.
@@ -37,6 +38,8 @@ QUESTIONS = (
 )  # fmt: skip
 """Each is answered with more tokens than are asked for."""
 SECONDS_TO_START = 240.0
+WRITE = ("openvino", "llamacpp")
+"""Engines that write a file of their own of a model, once."""
 
 
 def free_port() -> int:
@@ -104,8 +107,8 @@ def measure(address: str, model: str, clients: int, tokens: int) -> dict[str, An
 def interleaving(address: str, model: str) -> dict[str, Any]:
     """How many answers come in turn, and whether a short one that was asked for last ends first."""
     with ThreadPoolExecutor(5) as pool:
-        long = [pool.submit(stream, address, model, question, 48) for question in QUESTIONS[:4]]
-        time.sleep(1.0)
+        long = [pool.submit(stream, address, model, question, 320) for question in QUESTIONS[:4]]
+        time.sleep(0.5)
         short = pool.submit(stream, address, model, QUESTIONS[4], 4).result()
         times = [future.result() for future in long]
     begin, end = max(each[0] for each in times), min(each[-1] for each in times)
@@ -118,7 +121,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engine", default="huggingface")
+    parser.add_argument("--engine", nargs="+", default=["huggingface"])
+    parser.add_argument("--keys", nargs="*", default=[], help="more keys of a run")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--transformers", action="store_true", help="measure `transformers serve`, too (it needs `openai`)")
     parser.add_argument("--result", type=Path)
@@ -127,9 +131,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         model = args.model or as_fp32(demo_model(), room / "fp32")
-        servers = {
-            "finery": ([sys.executable, "-m", "finery", "api", f"model_name_or_path={model}", f"infer_backend={args.engine}"], "any")
-        }
+        start = [sys.executable, "-m", "finery", "api", *args.keys]
+        servers = {}
+        for engine in args.engine:  # whatever is written into the cache is written for the model that stays
+            named = args.model or (demo_model() if engine in WRITE else model)
+            words = [f"model_name_or_path={named}", f"infer_backend={engine}"]
+            servers[engine if servers else "finery"] = ([*start, *words], "any")
         if (python := peer_python()) is not None:
             config = {"model_name_or_path": str(as_fp32(demo_model(), room / "fp32")), "template": "chatml", "infer_backend": "huggingface"}
             (room / "peer.yaml").write_text(json.dumps(config), encoding="utf-8")
@@ -146,16 +153,16 @@ def main() -> None:
         if args.transformers:
             port = free_port()
             command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--host", "127.0.0.1"]
-            with server(command, port, room / "transformers.log") as address:
+            (room / "hub").mkdir()  # it lists what is in there, and fails where there is no such folder
+            with server(command, port, room / "transformers.log", HF_HUB_CACHE=str(room / "hub")) as address:
                 asked = str(model)
                 ask(address, asked, QUESTIONS[0], 4)
                 rounds = [measure(address, asked, args.clients, args.tokens) for _ in range(args.rounds)]
                 found["transformers"] = {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
-    for label in ("peer", "transformers"):
-        if label in found:
-            found[f"ratio_to_{label}"] = {
-                key: round(found["finery"][key] / found[label][key], 3) for key in ("together", "alone", "first_token_seconds")
-            }
+    for label in [label for label in ("peer", "transformers") if label in found]:
+        for engine in ("finery", *args.engine[1:]):
+            ratios = {key: round(found[engine][key] / found[label][key], 3) for key in ("together", "alone", "first_token_seconds")}
+            found[f"ratio_to_{label}" if engine == "finery" else f"ratio_of_{engine}_to_{label}"] = ratios
     print(json.dumps(found, indent=1))
     save(args.result, found)
 

@@ -1,10 +1,12 @@
 """Cases of the keys that engines and generation read. `test_every_key.py` runs them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import keys_of_libraries
 from finery.commands.chat import open_engine
 from finery.engines.base import Ask
 from finery.run import Run
@@ -32,9 +34,9 @@ def seen(bench: Bench, prompt: list[int], count: int, **changes: Any) -> tuple[i
     engine, options = opened(bench, **changes)
     forward, shapes = engine.batch._forward, []
 
-    def noting(ids: Any, cache: Any) -> Any:
-        shapes.append(tuple(ids.shape))
-        return forward(ids, cache)
+    def noting(parts: Any, answers: Any) -> Any:
+        shapes.append((sum(len(ids) for _, ids in parts), max(ids.shape[1] for _, ids in parts)))
+        return forward(parts, answers)
 
     engine.batch._forward = noting
     for stream in [engine.begin(Ask(prompt, options)) for _ in range(count)]:
@@ -51,6 +53,24 @@ def max_batch_size(bench: Bench) -> None:
 def prefill_chunk(bench: Bench) -> None:
     assert seen(bench, [5] * 40, 1)[1] == 40
     assert seen(bench, [5] * 40, 1, prefill_chunk=16)[1] == 16
+
+
+def served_adapters(bench: Bench) -> None:
+    """Each answers as the model does into which it is merged, all in one batch."""
+    from engines.test_beside import adapter
+
+    model = Path(bench.keys()["model_name_or_path"])
+    folders = {name: str(adapter(model, bench.tmp_path / name, seed, 1.5)) for seed, name in enumerate(("poet", "clerk"), 1)}
+    engine, options = opened(bench, served_adapters=folders)
+    asks = [Ask([5, 6, 7], options, adapter=name) for name in (None, *folders)]
+    together = ["".join(piece.text for piece in stream) for stream in [engine.begin(ask) for ask in asks]]
+    assert engine.adapters == tuple(folders)
+    engine.close()
+    for text, folder in zip(together, (None, *folders.values()), strict=True):
+        alone, _ = opened(bench, adapter_name_or_path=folder)
+        assert alone.generate([5, 6, 7], options) == text
+        alone.close()
+    assert len(set(together)) == 3
 
 
 class Only:
@@ -87,8 +107,9 @@ def frequency_penalty(bench: Bench) -> None:
     assert bench.chat(frequency_penalty=2.0, max_new_tokens=30) != bench.chat(max_new_tokens=30)
 
 
-OTHERS: dict[str, Callable[[Bench], None]] = {
+OTHERS: dict[str, Callable[[Bench], None]] = keys_of_libraries.OTHERS | {
     "use_kv_cache": use_kv_cache,
+    "served_adapters": served_adapters,
     "max_batch_size": max_batch_size,
     "prefill_chunk": prefill_chunk,
     "skip_special_tokens": skip_special_tokens,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines.opening import opened
 from finery.data.formats import FORMATS
 from finery.data.formats.base import Columns, Tags
 from finery.data.rows import ROWS
@@ -112,21 +113,19 @@ def test_an_adapter_starts_where_the_model_is_and_trains_something(name: str, ti
 
 @pytest.mark.parametrize("name", ENGINES.names())
 def test_an_engine_streams_stops_and_can_be_left(name: str, tiny_model: Path, tokenizer: Any) -> None:
-    part = ENGINES[name]
+    """More is asked of it in tests/engines/test_contract.py."""
     greedy = GenerationOptions.model_validate({"do_sample": False, "max_new_tokens": 12})
     prompt = tokenizer("Who are you?")["input_ids"]
-
-    def build(stop_ids: frozenset[int]) -> Any:
-        return part(load_model(tiny_model, torch.float32, False), tokenizer, stop_ids, part.Options())
-
-    whole = build(frozenset()).generate(prompt, greedy)
-    assert whole
-    assert "".join(build(frozenset()).stream(prompt, greedy)) == whole
+    with opened(name, tiny_model) as engine:
+        whole = engine.generate(prompt, greedy)
+        assert whole
+        assert "".join(engine.stream(prompt, greedy)) == whole
+        stream: Any = engine.stream(prompt, GenerationOptions.model_validate({"do_sample": False, "max_new_tokens": 100_000}))
+        next(stream)
+        stream.close()  # comes back at once, and not after a hundred thousand tokens
     first = tokenizer(whole)["input_ids"][0]
-    assert len(build(frozenset([first])).generate(prompt, greedy)) < len(whole)
-    stream = build(frozenset()).stream(prompt, GenerationOptions.model_validate({"do_sample": False, "max_new_tokens": 100_000}))
-    next(stream)
-    stream.close()  # comes back at once, and not after a hundred thousand tokens
+    with opened(name, tiny_model, stop_ids=frozenset([first])) as engine:
+        assert len(engine.generate(prompt, greedy)) < len(whole)
 
 
 @pytest.mark.parametrize("name", CALLBACKS.names())

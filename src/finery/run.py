@@ -17,7 +17,7 @@ from finery.data.rows import ROWS
 from finery.data.rows.base import RowOptions
 from finery.data.template import TemplateOptions
 from finery.engines import ENGINES
-from finery.engines.base import Engine, GenerationOptions
+from finery.engines.base import Engine, EngineOptions, GenerationOptions
 from finery.errors import Complaint, UserError, in_order, nearest, suggestion
 from finery.exports import EXPORTS
 from finery.exports.base import Export, ExportOptions
@@ -71,13 +71,14 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "learning": LearningOptions,
     "fp8": Fp8Options,
     "generation": GenerationOptions,
+    "engines": EngineOptions,
     "export": ExportOptions,
 }
 """Options that every run has; the parts' own come with the parts."""
 
-ANSWERING = ("generation", "export")
+ANSWERING = ("generation", "engines", "export")
 """Groups that training does not read; nor does it these keys of others."""
-ANSWERING_KEYS = ("infer_backend", "export_format", "infer_dtype")
+ANSWERING_KEYS = ("infer_backend", "export_format", "infer_dtype", "served_adapters")
 
 PARTS: dict[str, tuple[Registry, str]] = {
     "method": (METHODS, "stage"),
@@ -109,6 +110,7 @@ class Run:
     learning: LearningOptions
     fp8: Fp8Options
     generation: GenerationOptions
+    engines: EngineOptions
     export: ExportOptions
     method: Method
     adapter: Adapter

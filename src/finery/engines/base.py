@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -14,6 +14,8 @@ from pydantic import Field
 from finery.options import OptionGroup
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -49,6 +51,18 @@ class GenerationOptions(OptionGroup):
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return not self.do_sample or self.temperature == 0
+
+
+class EngineOptions(OptionGroup):
+    """What the engines in this process share (huggingface, openvino, llamacpp)."""
+
+    max_batch_size: int = Field(32, gt=0)
+    """So many answers are generated together by huggingface, openvino and llamacpp; others wait."""
+    prefill_chunk: int = Field(512, gt=0)
+    """Tokens of prompts that are read between two tokens of the answers that are on their way."""
+    gguf_type: Literal["q8_0", "f16"] | None = None
+    """Numbers of the GGUF file that is written into the cache for openvino and llamacpp where 'model_name_or_path' names none, or where an
+    adapter goes into it. Not given: q8_0 for openvino, f16 for llamacpp, which would round to 8 bits what q8_0 is multiplied with, too."""
 
 
 class Constraint(Protocol):
@@ -151,6 +165,8 @@ class Source:
     quantizing: Quantizing | None
     tokenizer: Any
     stop_ids: frozenset[int]
+    served: Mapping[str, Path] = field(default_factory=dict)  # folders of adapters that stay beside the model, chosen by name
+    shared: EngineOptions = field(default_factory=lambda: EngineOptions.model_validate({}))
 
 
 class Engine(ABC):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from finery.engines.base import Ask, Engine, Source, Stream
+from finery.engines.base import Ask, Engine, EngineOptions, Source, Stream
 from finery.errors import UserError
 from finery.options import OptionGroup
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -28,10 +28,6 @@ class HuggingFace(Engine):
     class Options(OptionGroup):
         use_kv_cache: bool = True
         """Keep keys and values between tokens; false: every token is computed from the whole text, which is slow."""
-        max_batch_size: int = Field(32, gt=0)
-        """So many answers are generated together; others wait."""
-        prefill_chunk: int = Field(512, gt=0)
-        """Tokens of a prompt that are read between two tokens of the answers that are on their way."""
 
     options: Options
 
@@ -44,23 +40,39 @@ class HuggingFace(Engine):
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_answering(source.trained, source.adapter, source.tokenizer, source.model, source.quantizing, device)
-        return cls(model, source.tokenizer, source.stop_ids, options)
+        return cls(model, source.tokenizer, source.stop_ids, options, source.shared, source.served)
 
-    def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+        options: Any,
+        shared: EngineOptions | None = None,
+        served: Mapping[str, Path] | None = None,
+    ) -> None:
         from transformers import GenerationConfig
 
         from finery.engines.functions.batch import Batch
+        from finery.engines.functions.beside import Adapters
 
         self.model = model.eval()
         self.model.generation_config = GenerationConfig()  # only the run's own keys count, not what came with the model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.options = options
-        self.batch = Batch(self.model, options.prefill_chunk, options.use_kv_cache)
+        self.shared = shared or EngineOptions.model_validate({})
+        beside = Adapters(self.model, served) if served else None  # before the batch looks at how the model computes
+        self.batch = Batch(self.model, self.shared.prefill_chunk, options.use_kv_cache, beside)
         self._waiting: deque[Answer] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Those beside the model."""
+        return self.batch.adapters.names if self.batch.adapters is not None else ()
 
     @property
     def longest(self) -> int:
@@ -75,6 +87,8 @@ class HuggingFace(Engine):
             raise UserError("there is nothing to answer: the prompt has no token")
         if len(ask.prompt_ids) >= self.longest:
             raise UserError(f"the prompt has {len(ask.prompt_ids):,} tokens, and the model takes {self.longest:,} with its answer")
+        if ask.adapter is not None and ask.adapter not in self.adapters:
+            raise UserError(f"there is no adapter {ask.adapter!r}; there are: {', '.join(self.adapters) or 'none'}")
         answer = Answer(ask, self.tokenizer, self.stop_ids, self.longest, self.model.device)
         with self._changed:
             if self._closed:
@@ -123,7 +137,7 @@ class HuggingFace(Engine):
                 self._changed.wait()
             if self._closed:
                 raise UserError("the engine was closed")
-            while self._waiting and len(self.batch.answers) < self.options.max_batch_size:
+            while self._waiting and len(self.batch.answers) < self.shared.max_batch_size:
                 answer = self._waiting.popleft()
                 if not answer.stream.cancelled:
                     self.batch.add(answer)

@@ -34,6 +34,8 @@ class ModelOptions(OptionGroup):
     """Adapters to start from: all but the last are merged, the last is trained on (or all are merged)."""
     adapter_folder: str | None = None
     """The folder inside of each adapter's that holds it."""
+    served_adapters: dict[str, str] = {}
+    """Adapters beside the model, by the names with which requests to `finery api` choose them as their 'model': {poet: saves/poet}."""
     cache_dir: str | None = None
     """Where downloads are kept."""
     model_revision: str = "main"
@@ -85,9 +87,11 @@ class ModelOptions(OptionGroup):
             yield Finding("model_name_or_path", text)
         else:
             yield from _check_model(self.model_name_or_path)
+        needed = f"{self.adapter_folder}/adapter_config.json" if self.adapter_folder else "adapter_config.json"
         for name in self.adapter_name_or_path:
-            needed = f"{self.adapter_folder}/adapter_config.json" if self.adapter_folder else "adapter_config.json"
             yield from _check_folder("adapter_name_or_path", name, (needed,))
+        for name in self.served_adapters.values():
+            yield from _check_folder("served_adapters", name, (needed,))
         yield from self._check_start(run)
 
     def _check_start(self, run: Any) -> Iterator[Finding]:
@@ -159,12 +163,20 @@ def _listed_id(name: str, hub: Hub) -> str:
 
 def locate_adapters(options: ModelOptions) -> list[Path]:
     """The folders of `adapter_name_or_path`, each checked to hold an adapter."""
-    found = [fetch(name, kind="model", **options.download) for name in options.adapter_name_or_path]
-    folders = [folder / options.adapter_folder if options.adapter_folder else folder for folder in found]
-    for folder in folders:
-        if not (folder / "adapter_config.json").exists():
-            raise UserError(f"'adapter_name_or_path': {folder} holds no adapter (no adapter_config.json)")
-    return folders
+    return [_locate_adapter(options, name, "adapter_name_or_path") for name in options.adapter_name_or_path]
+
+
+def locate_served(options: ModelOptions) -> dict[str, Path]:
+    """The folders of `served_adapters`, by name, each checked to hold an adapter."""
+    return {name: _locate_adapter(options, folder, "served_adapters") for name, folder in options.served_adapters.items()}
+
+
+def _locate_adapter(options: ModelOptions, name: str, key: str) -> Path:
+    found = fetch(name, kind="model", **options.download)
+    folder = found / options.adapter_folder if options.adapter_folder else found
+    if not (folder / "adapter_config.json").exists():
+        raise UserError(f"{key!r}: {folder} holds no adapter (no adapter_config.json)")
+    return folder
 
 
 def load_model(
