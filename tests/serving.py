@@ -13,11 +13,12 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from finery.addresses import address_of, bound
 from finery.data.template import Template
 from finery.engines.base import Ask, Engine, GenerationOptions, Piece, Stream, Token
 from finery.engines.functions.writing import Writer
 from finery.serve.app import build_app
-from finery.serve.server import Server, address_of, bound
+from finery.serve.server import Server
 from finery.serve.service import Service, Settings
 
 PLAIN = GenerationOptions.model_validate({})
@@ -114,7 +115,7 @@ class Running:
 def running(engine: Engine, template: Template, settings: Settings) -> Iterator[Running]:
     """Serve on a free port of this machine, in a thread."""
     app = build_app(engine, template, settings)
-    taken = bound("127.0.0.1", 0)
+    taken = bound("127.0.0.1", 0, "API_PORT")
     taken.listen()
     server = Server(app, app.state.service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)

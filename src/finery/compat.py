@@ -22,6 +22,8 @@ EXTRA_OF = {
     **dict.fromkeys(("gptqmodel", "optimum.gptq"), "gptq"),
     "jieba": "metrics",
     **dict.fromkeys(("fastapi", "uvicorn", "llguidance"), "serve"),
+    "gradio": "web",
+    **{"openvino_genai": "openvino", "llama_cpp": "llamacpp", "vllm": "vllm", "sglang": "sglang"},
     **dict.fromkeys(("galore_torch", "apollo_torch", "badam", "adam_mini"), "optim"),
 }
 """Which extra of ours brings an optional package."""

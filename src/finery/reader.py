@@ -193,10 +193,10 @@ def _override(keys: Keys, words: list[str], complaints: list[Complaint]) -> None
             continue
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        _assign(keys, name.replace("-", "_") if word.startswith("--") else name, _scalar(text), complaints)
+        _assign(keys, name.replace("-", "_") if word.startswith("--") else name, scalar(text), complaints)
 
 
-def _scalar(text: str) -> Any:
+def scalar(text: str) -> Any:
     """A value as YAML reads it; a Windows path or a prompt with a colon is text."""
     try:
         return yaml.load(text, _Loader)
@@ -277,7 +277,7 @@ class _Filler:
     def _look_up(self, match: re.Match[str], key: str, trail: tuple[str, ...]) -> Any:
         env, name = match.groups()
         if env and name in os.environ:
-            return _scalar(os.environ[name])
+            return scalar(os.environ[name])
         if not env and name in self.keys:
             return self._resolve(name, trail)
         what = f"the environment has no {name!r}" if env else f"there is no key {name!r}{suggestion(name, self.keys)}"

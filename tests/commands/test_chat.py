@@ -1,14 +1,15 @@
-"""Chat in a terminal and in scripts: history, clear, exit, and a Ctrl-C that stops an answer and not the program."""
+"""Chat in a terminal and in scripts: what is said and commanded, and a Ctrl-C that stops an answer and not the program."""
 
 import contextlib
 import io
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,66 +18,15 @@ import pytest
 
 import finery
 from finery.cli import main
-from finery.commands.chat import Conversation
 from finery.commands.train import train
-from finery.data.sample import Message
 from finery.run import Run
 
 Keys = Callable[..., dict[str, Any]]
 
 
-class Recorder:
-    """An engine that answers with what it was asked, and an own template that keeps messages."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[Message], str]] = []
-
-    def stream(self, prompt: Any, options: Any) -> Iterator[str]:
-        self.asked.append(prompt)
-        yield from ("to ", f"<{prompt[0][-1].content}>")
-
-    def prompt_ids(self, messages: list[Message], system: str = "", tools: str = "") -> Any:
-        return (list(messages), system)
-
-
-@pytest.fixture
-def talk() -> Conversation:
-    recorder: Any = Recorder()
-    return Conversation(recorder, recorder, Run.from_dict({"model_name_or_path": "a/b"}), "be brief")
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, talk: Conversation, text: str) -> list[tuple[list[Message], str]]:
-    from finery.commands.chat import _terminal
-
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    _terminal(talk)
-    engine: Any = talk.engine
-    return engine.asked
-
-
-def test_history_and_system(monkeypatch: pytest.MonkeyPatch, talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = typed(monkeypatch, talk, "one\n\ntwo\nexit\nthree\n")
-    assert [message.content for message in asked[-1][0]] == ["one", "to <one>", "two"]
-    assert asked[-1][1] == "be brief"
-    assert len(asked) == 2, "`exit` leaves, an empty line asks nothing"
-    assert "to <one>\nto <two>\n" in capsys.readouterr().out
-
-
-def test_clear_forgets(monkeypatch: pytest.MonkeyPatch, talk: Conversation) -> None:
-    asked = typed(monkeypatch, talk, "one\nclear\ntwo\n")
-    assert [message.content for message in asked[-1][0]] == ["two"]
-
-
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(prompt: Any, options: Any) -> Iterator[str]:
-        yield "half an"
-        raise KeyboardInterrupt
-
-    engine: Any = talk.engine
-    engine.stream = interrupted
-    talk.say("one")
-    assert talk.history[-1] == Message("assistant", "half an")
-    assert "half an [stopped]" in capsys.readouterr().out
+def piped(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    """Standard input as a script gives it."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
 
 
 def test_prompt_for_scripts(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +88,7 @@ def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
             time.sleep(0.02)
         screen = b""
         process.send_signal(signal.SIGINT)
-        read_until(b"[stopped]")
+        read_until(b", stopped")
         read_until(b"you> ")
         os.write(master, b"exit\n")
         assert process.wait(timeout=30) == 0
@@ -149,47 +99,84 @@ def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
         os.close(master)
 
 
-TOOLS = '[{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
+def test_a_script_talks_and_commands(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers alone on standard output; the same words as for a person; the file goes on where it was."""
+    given = [f"model_name_or_path={keys()['model_name_or_path']}", "do_sample=false", "max_new_tokens=4"]
+    one, two, three = (tmp_path / f"{name}.json" for name in ("one", "two", "three"))
+    lines = [
+        "\ufeffHi",
+        "/set max_new_tokens=2",
+        f"/save {one}",
+        "Hi",
+        f"/load {one}",
+        "Hi",
+        f"/save {two}",
+        "clear",
+        "Hi",
+        f"/save {three}",
+        "exit",
+        "Hi",
+    ]
+    piped(monkeypatch, "\n".join(lines).encode())
+    assert main(["chat", *given, "--system", "be brief"]) == 0
+    told = capsys.readouterr()
+    assert "(2 messages are in" in told.err and "max_new_tokens=2" in told.err and "(forgotten)" in told.err
+    said = [message["content"] for file in (one, two, three) for message in json.loads(file.read_text())["messages"]]
+    first, again, last = said[2], said[7], said[-1]
+    assert said == ["be brief", "Hi", first, "be brief", "Hi", first, "Hi", again, "be brief", "Hi", last]
+    assert first.startswith(last) and last != first, "a shorter answer to the same"
+    assert told.out == f"{first}\n{again}\n{again}\n{last}\n"
 
 
-class Caller:
-    """An engine that calls a tool twice at once, and then says what it was told."""
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"Hi\nh\xe9llo\n", "standard input, line 2: should be UTF-8, found the byte 0xe9 after 1 others"),
+        (b"/load nowhere.json\nHi\n", "nowhere.json cannot be read: No such file"),
+        (b"/sett 1\n", "there is no /sett; did you mean '/set'?; /help lists"),
+        (b"/set temperature=-1\n", "'temperature' should be at least 0, found -1"),
+        (b"fox " * 600, "the prompt has "),
+    ],
+)
+def test_a_script_ends_with_its_mistake(
+    keys: Keys, text: bytes, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, text)
+    assert main(["chat", f"model_name_or_path={keys()['model_name_or_path']}", "max_new_tokens=2"]) == 2
+    assert f"error: {told}" in capsys.readouterr().err
 
-    def __init__(self, template: Any) -> None:
-        self.template = template
-        self.prompts: list[str] = []
 
-    def stream(self, prompt: list[int], options: Any) -> Iterator[str]:
-        assert not options.skip_special_tokens, "the marks of a dialect may be special tokens"
-        self.prompts.append(self.template.tokenizer.decode(prompt))
-        call = '<tool_call>\n{{"name": "weather", "arguments": {{"city": "{}"}}}}\n</tool_call>'
-        yield from (
-            ["Hm. ", call.format("Rome"), "\n", call.format("Oslo"), "<|im_end|>"] if len(self.prompts) == 1 else ["Oslo.", "<|im_end|>"]
-        )
+def test_ctrl_c_ends_a_script_without_a_traceback(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={tiny_model}", "max_new_tokens=100000", "do_sample=false"]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"Hi\n")
+        process.stdin.flush()
+        said = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert (said + out).endswith(b"[stopped]\n") and b"Traceback" not in err
 
 
-def test_calls_are_shown_and_their_results_asked_for(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import AutoTokenizer
+def test_one_process_talks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["chat", "model_name_or_path=a/b"]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
 
-    from finery.data.template import TemplateOptions, load_template
 
-    template = load_template(TemplateOptions(template="qwen"), AutoTokenizer.from_pretrained(str(tiny_model)))
-    engine: Any = Caller(template)
-    talk = Conversation(engine, template, Run.from_dict({"model_name_or_path": "a/b"}), "", TOOLS)
-    talk.say("Where is it colder?")
-    assert talk.owed == ["weather", "weather"]
-    talk.say("3")
-    assert len(engine.prompts) == 1, "another result is owed"
-    talk.say("-8")
-    said = capsys.readouterr().out
-    assert '[calls weather with {"city": "Rome"}]\n[calls weather with {"city": "Oslo"}]\n' in said
-    assert said.endswith("\nOslo.\n"), "the token that ends an answer is not shown"
-    assert [message.role for message in talk.history] == ["user", "function", "observation", "observation", "assistant"]
-    assert talk.history[1].before_calls == "Hm."
-    assert talk.history[-1] == Message("assistant", "Oslo.")
-    assert "<tool_response>\n-8\n</tool_response>" in engine.prompts[-1], "the prompt is written as in training"
-    talk.say("Thanks.")
-    assert talk.history[-2] == Message("user", "Thanks.")
+def test_a_system_text_of_bytes(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", f"model_name_or_path={tiny_model}", "--system", "h\udce9"]) == 2
+    assert "error: '--system': that holds bytes which are not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import transformers
 import yaml
 
 from finery.cli import main
-from finery.commands.options import LOOP, all_keys, json_schema, listing, markdown
+from finery.commands.options import json_schema, listing, markdown
 from finery.data.template import template_names
+from finery.keys import LOOP, all_keys
 from finery.methods import METHODS
 from finery.models.adapters import ADAPTERS
 from finery.run import never, not_yet, own_keys
@@ -140,7 +141,7 @@ def test_a_word_filters_keys_and_owners() -> None:
     text = listing("lora", 100)
     assert "use_dora" in text, "its owner is the adapter lora"
     assert "cutoff_len" not in text and "learning_rate" not in text
-    assert "not built yet" in listing("vllm_maxlen", 100)
+    assert "not built yet" in listing("ppo_epochs", 100)
     assert "has no effect" not in listing("cutoff-len", 100)
     assert listing("no_cuda", 100) == "old names that still work\n  no_cuda = use_cpu\n"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from finery.data.answers import dialect_of, read_answer
+from finery.data.answers import dialect_of
 from finery.data.dialects import DIALECTS
+from finery.data.reading import answer_of, reader_for
 from finery.data.sample import Message, Sample
 from finery.data.template import Template, TemplateOptions, load_template
 
@@ -18,28 +19,29 @@ TOOLS = json.dumps(
 CALL = {"name": "weather", "arguments": {"city": "Rome"}}
 
 
-def written(template: Template, message: Message) -> str:
-    """An answer as a model that learnt it writes it, decoded with its special tokens."""
+def read_back(template: Template, message: Message) -> Message:
+    """An answer as a model that learnt it writes it, decoded with its special tokens and without its end, and read."""
     turn = template.encode(Sample((Message("user", "Is it cold?"), message), tools=TOOLS))[0][-1]
     stop = next((at for at, id in enumerate(turn.target) if id in template.stop_ids), len(turn.target))
-    return str(template.tokenizer.decode(turn.target[: stop + 1]))
+    reader = reader_for(template, turn.source, dialect_of(template), json.loads(TOOLS))
+    deltas = [reader.feed(str(template.tokenizer.decode(turn.target[:stop]))), reader.finish()]
+    thought, content = ("".join(getattr(delta, name) for delta in deltas) for name in ("thought", "content"))
+    return answer_of(thought, content, [call for delta in deltas for call in delta.calls])
 
 
 @pytest.mark.parametrize("name", DIALECTS.names())
 def test_calls_of_every_dialect(name: str, tokenizer: Any) -> None:
     template = load_template(TemplateOptions(template="chatml", tool_format=name), tokenizer)
-    dialect = dialect_of(template)
-    said = written(template, Message("function", json.dumps(CALL)))
-    read = read_answer(template, dialect, said, TOOLS)
+    read = read_back(template, Message("function", json.dumps(CALL)))
     assert (read.role, json.loads(read.content), read.thought, read.before_calls) == ("function", [CALL], "", "")
-    assert read_answer(template, dialect, written(template, Message("assistant", "It is.")), TOOLS) == Message("assistant", "It is.")
+    assert read_back(template, Message("assistant", "It is.")) == Message("assistant", "It is.")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4_moe", "deepseekr1"])
 def test_a_thought_and_a_text_before_calls(name: str, tokenizer: Any) -> None:
     template = load_template(TemplateOptions(template=name), tokenizer)
     message = Message("function", json.dumps([CALL, CALL]), "I have to look.", "Let me see.")
-    read = read_answer(template, dialect_of(template), written(template, message), TOOLS)
+    read = read_back(template, message)
     assert (read.role, json.loads(read.content)) == ("function", [CALL, CALL])
     assert (read.thought, read.before_calls) == ("I have to look.", "Let me see.")
 
@@ -53,18 +55,18 @@ def test_the_own_template_s_dialect_is_found(vendor: Callable[[str], Any], vendo
     dialect = dialect_of(template)
     assert dialect is not None
     assert isinstance(dialect, DIALECTS[VENDORS[vendor_name]])
-    read = read_answer(template, dialect, written(template, Message("function", json.dumps(CALL))), TOOLS)
+    read = read_back(template, Message("function", json.dumps(CALL)))
     assert (read.role, json.loads(read.content)) == ("function", [CALL])
 
 
 def test_a_template_that_calls_nothing(tokenizer: Any) -> None:
     template = load_template(TemplateOptions(), tokenizer)
     assert dialect_of(template) is None
-    assert read_answer(template, None, "Yes.<|im_end|>", TOOLS) == Message("assistant", "Yes.")
+    assert read_back(template, Message("assistant", "Yes.")) == Message("assistant", "Yes.")
 
 
 def test_a_word_of_thoughts_within_a_call(tokenizer: Any) -> None:
     template = load_template(TemplateOptions(template="qwen"), tokenizer)
     call = {"name": "weather", "arguments": {"city": "a</think>b"}}
-    read = read_answer(template, dialect_of(template), written(template, Message("function", json.dumps(call))), TOOLS)
+    read = read_back(template, Message("function", json.dumps(call)))
     assert (read.role, json.loads(read.content), read.thought) == ("function", [call], "")

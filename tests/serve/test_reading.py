@@ -7,9 +7,9 @@ import pytest
 
 from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Call
+from finery.data.reading import Reader
 from finery.data.sample import BadRecord
 from finery.serve.grammars import Grammars, Start, written_of
-from finery.serve.reading import Reader
 from finery.serve.refusals import Refusal
 from serving import template_for
 

@@ -16,11 +16,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from finery.addresses import is_local
 from finery.cli import main
 from finery.commands.api import settings_for
 from finery.errors import UserError
 from finery.run import Run
-from finery.serve.server import is_local
 from finery.serve.service import Settings, settings_of
 from serving import PLAIN, running, until
 

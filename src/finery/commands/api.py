@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finery.addresses import address_of, bound, is_local, port_of
 from finery.commands.chat import open_engine
 from finery.compat import is_on, need
-from finery.errors import UserError
 from finery.run import Run
 
 
@@ -26,12 +26,13 @@ def run(args: Namespace, words: list[str]) -> int:
     for package in ("fastapi", "uvicorn"):
         need(package, "it serves")
     from finery.serve.app import build_app
-    from finery.serve.server import Server, address_of, bound, serve
+    from finery.serve.server import Server, serve
 
     chosen = Run.read(words)
-    host, port = args.host or os.environ.get("API_HOST") or "127.0.0.1", args.port if args.port is not None else _port(os.environ)
+    host = args.host or os.environ.get("API_HOST") or "127.0.0.1"
+    port = args.port if args.port is not None else port_of("API_PORT", 8000)
     settings = settings_for(chosen, host, os.environ)
-    taken = bound(host, port)
+    taken = bound(host, port, "API_PORT")
     engine, template = open_engine(chosen)
     try:
         app = build_app(engine, template, settings)
@@ -50,16 +51,8 @@ def run(args: Namespace, words: list[str]) -> int:
     return 0
 
 
-def _port(environment: Mapping[str, str]) -> int:
-    text = environment.get("API_PORT", "").strip() or "8000"
-    if not text.isdigit() or int(text) > 65535:
-        raise UserError(f"'API_PORT' should be a port, 0 to 65535, found {text!r}")
-    return int(text)
-
-
 def settings_for(chosen: Run, host: str, environment: Mapping[str, str]) -> Any:
     """How the run's model is served at `host`; a key is made up where others can reach it and none is given."""
-    from finery.serve.server import is_local
     from finery.serve.service import Settings, settings_of
 
     own = settings_of(environment)

@@ -11,12 +11,12 @@ from uuid import uuid4
 
 from finery.data.dialects import DIALECTS
 from finery.data.dialects.base import Call, Dialect, dump
+from finery.data.reading import Delta, Reader, thought_marks
 from finery.engines.base import Ask, Piece, Token
 from finery.serve.conversation import conversation
 from finery.serve.desk import Answers
 from finery.serve.grammars import Form, Start, written_of
 from finery.serve.protocol import ChatRequest, NamedTool
-from finery.serve.reading import Delta, Reader
 from finery.serve.refusals import Refusal, bad
 from finery.serve.service import Service
 from finery.serve.tokens import chat_logprobs, within
@@ -87,8 +87,7 @@ def prepare(service: Service, asked: ChatRequest) -> Prepared:
         said = f"Tools are not supported: {service.template.told} describes none; another 'template' in the run that is served may."
         raise bad(said, "tools", "unsupported_parameter")
     prompt = service.template.prompt_ids(messages, system, dump(tools) if tools else "", thinks)
-    opening, closing = (word.strip() for word in service.template.thought_words)
-    tail = str(service.tokenizer.decode(prompt[-16:])).rstrip()
+    opening, closing, tail = thought_marks(service.template, prompt)
     opened = bool(opening) and tail.endswith(opening)
     dialect, make = _form(service, asked, tools, _start(service, opening, closing, tail))
     options = service.options(asked, len(prompt), asked.max_completion_tokens or asked.max_tokens)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import signal
 import socket
 import time
@@ -13,51 +11,13 @@ from typing import Any
 
 import uvicorn
 
-from finery.errors import UserError
+from finery.addresses import not_bound
 from finery.log import get_logger
 from finery.serve.service import Service
 
 log = get_logger(__name__)
 
 _LAST_SECONDS = 3  # for what is cut off to end in order
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """The address, taken before anything is loaded; raises `UserError` where it cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise _not_bound(host, port, error) from None
-    found = socket.socket(family, kind, protocol)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except (OSError, OverflowError) as error:
-        found.close()
-        raise _not_bound(host, port, error) from None
-    return found
-
-
-def _not_bound(host: str, port: int, error: Exception) -> UserError:
-    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        why = "another program listens there: name another port with --port or API_PORT"
-    return UserError(f"cannot listen on {host} port {port}: {why}")
-
-
-def address_of(taken: socket.socket) -> str:
-    """Where a client finds the server."""
-    host, port = taken.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -110,5 +70,5 @@ def serve(server: Server, taken: socket.socket) -> None:
         taken.listen(2048)  # two programs may have taken the same address while neither listened
     except OSError as error:
         host, port = taken.getsockname()[:2]
-        raise _not_bound(host, port, error) from None
+        raise not_bound(host, port, error, "API_PORT") from None
     server.run(sockets=[taken])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from finery.data.dialects.base import Call, Dialect
+from finery.data.dialects.base import Call, Dialect, dump
+from finery.data.sample import Message
+
+if TYPE_CHECKING:
+    from finery.data.template import Template
 
 
 @dataclass
@@ -107,6 +111,31 @@ class Reader:
         self._told += self._held[:end]
         self._held = self._held[end:]
         return False
+
+
+def thought_marks(template: Template, prompt: Sequence[int]) -> tuple[str, str, str]:
+    """The words around a thought, and the end of a prompt, which may open one."""
+    opening, closing = (word.strip() for word in template.thought_words)
+    return opening, closing, str(template.tokenizer.decode(prompt[-16:])).rstrip()
+
+
+def reader_for(
+    template: Template,
+    prompt: Sequence[int],
+    dialect: Dialect | None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    clean: Callable[[str], str] = str,
+) -> Reader:
+    """What reads the answer to a prompt."""
+    opening, closing, tail = thought_marks(template, prompt)
+    return Reader(opening, closing, bool(opening) and tail.endswith(opening), dialect, tools, clean)
+
+
+def answer_of(thought: str, content: str, calls: Sequence[Call]) -> Message:
+    """What was read, as the message that stands in the conversation from then on; one that calls tools is a `function` message."""
+    if not calls:
+        return Message("assistant", content, thought)
+    return Message("function", dump([{"name": call.name, "arguments": call.arguments} for call in calls]), thought, content.strip())
 
 
 def _partly(dialect: Dialect) -> Any:
