@@ -15,12 +15,13 @@ from finery.registry import Registry
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "src" / "finery"
 FLOORS = [  # a room may import from floors below its own, and from nowhere else; the ground may import itself
-    ["errors", "options", "reader", "registry", "log", "compat", "files", "hub", "upload"],
+    ["errors", "options", "reader", "registry", "log", "compat", "files", "hub", "upload", "addresses"],
     ["data", "models"],
     ["methods"],
     ["training", "engines", "exports"],
     ["run", "launch"],
-    ["checks", "previews", "parity", "predictions", "serve", "jobs"],
+    ["checks", "previews", "parity", "predictions", "serve", "talks", "jobs", "keys"],
+    ["web"],
     ["commands"],
     ["cli"],
 ]

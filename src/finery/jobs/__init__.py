@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from finery.errors import UserError
 
@@ -46,21 +46,22 @@ def jobs_folder() -> Path:
     return folder
 
 
-def start(words: Sequence[str], cwd: Path, name: str | None = None) -> Job:
+def start(words: Sequence[str], cwd: Path, name: str | None = None, verb: Literal["train", "export"] = "train") -> Job:
     """Check the run that `finery train WORDS` would be in the folder `cwd`, and start it, or queue it until its devices are free.
 
-    Raises `UserError` for what `finery train` would complain of; then there is no job. This process stands in `cwd` while it looks.
+    Raises `UserError` for what the command would complain of; then there is no job. This process stands in `cwd` while it looks.
     """
     from finery.jobs.given import Given
     from finery.run import Run
 
     _check_name(name)
     with chdir(cwd):
-        run = Run.read(words, trains=True)
+        run = Run.read(words, trains=verb == "train")
     given = Given.read(words, cwd)
-    order = Order(given.words, cwd.absolute(), device_slots(run), str(run.folder), name, given.secrets)
+    folder = str(run.folder) if verb == "train" else run.export.export_dir
+    order = Order(given.words, cwd.absolute(), device_slots(run) if verb == "train" else ["cpu"], folder, name, given.secrets)
     # -P: what lies in the user's folder is data, not modules
-    return submit(order, lambda folder: [sys.executable, "-P", "-m", "finery", "train", *given.put(folder)])
+    return submit(order, lambda folder: [sys.executable, "-P", "-m", "finery", verb, *given.put(folder)])
 
 
 @dataclass(frozen=True)

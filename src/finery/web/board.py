@@ -1,0 +1,144 @@
+"""The board's page as it is being drawn: its parts by id, in the language of whoever looks, and what they hold."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from finery.errors import UserError
+from finery.web.form import Control, controls
+from finery.web.loaded import Loaded
+from finery.web.roots import Roots
+from finery.web.texts import LANGUAGES, Texts, choices_of, texts
+
+SPOKEN = ("label", "info", "placeholder", "value")
+"""What a text's entry may give of a part."""
+
+
+@dataclass
+class Board:
+    """Pages add their parts; `switch_language` then renews all of their texts at once."""
+
+    roots: Roots
+    is_demo: bool = False  # for public places: nothing is trained, and no path is taken
+    demo_keys: Mapping[str, Any] = field(default_factory=dict)  # of the one model that such a page talks with
+    upload_bytes: int = 256 << 20  # of one file that is sent
+    parts: dict[str, Any] = field(default_factory=dict)
+    loaded: Loaded = field(default_factory=Loaded)  # what the chat answers with, in all windows
+
+    # ------------------------------------------------------------------ drawing
+
+    def add(self, id: str, part: Callable[..., Any], **given: Any) -> Any:
+        """A part that is no control of `controls.yaml`: a button, a box; its texts come from the files."""
+        said = texts("en").part(id)
+        made = part(**{**said, **given}, elem_id=id.replace(".", "-"))
+        self.parts[id] = made
+        return made
+
+    def control(self, id: str, **given: Any) -> Any:
+        """One control, drawn as its options say."""
+        control = controls()[id]
+        made = _draw(control, {**texts("en").part(id), **given})
+        self.parts[id] = made
+        return made
+
+    def row(self, *ids: str) -> None:
+        """Controls beside each other; they wrap where the window is narrow."""
+        with gr.Row():
+            for id in ids:
+                self.control(id)
+
+    def section(self, tab: str, section: str) -> list[str]:
+        """The ids of a section's controls."""
+        return [control.id for control in controls().values() if (control.tab, control.section) == (tab, section)]
+
+    @contextmanager
+    def folded(self, tab: str, section: str, **given: Any) -> Iterator[None]:
+        """A section that opens when asked."""
+        id = f"{tab}.{section}"
+        with gr.Accordion(texts("en").section(id), open=False, **given, elem_id=f"section-{tab}-{section}") as made:
+            self.parts[f"section.{id}"] = made
+            yield
+
+    # ------------------------------------------------------------------ what parts hold
+
+    def of(self, *tabs: str) -> list[str]:
+        """The ids of all controls of some tabs that are drawn, in order."""
+        return [control.id for control in controls().values() if control.tab in tabs and control.id in self.parts]
+
+    def some(self, ids: Sequence[str]) -> list[Any]:
+        """Parts by their ids."""
+        return [self.parts[id] for id in ids]
+
+    def on(self, triggers: Any, work: Callable[..., Any], ids: Sequence[str], outputs: Sequence[str], **given: Any) -> Any:
+        """Call `work` with what the parts `ids` hold, as one dict by id; it returns a value for each of `outputs`, or a dict of some.
+
+        What a user can mend is shown beside the page, and nothing else changes.
+        """
+
+        def called(*held: Any) -> Any:
+            try:
+                found = work(dict(zip(ids, held, strict=True)))
+            except UserError as error:
+                raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
+            if found == {}:  # which Gradio takes for a value
+                return gr.skip()
+            if isinstance(found, dict) and "__type__" not in found:  # which is a single update
+                return {self.parts[id]: value for id, value in found.items()}
+            return found
+
+        given = {"api_visibility": "private", "show_progress": "hidden", **given}
+        return gr.on(triggers, called, self.some(ids), self.some(outputs), **given)
+
+    def stream(self, triggers: Any, work: Callable[..., Iterator[Any]], ids: Sequence[str], outputs: Sequence[str]) -> Any:
+        """As `on`, of work that gives its results piece by piece."""
+
+        def called(*held: Any) -> Iterator[Any]:
+            try:
+                yield from work(dict(zip(ids, held, strict=True)))
+            except UserError as error:
+                raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
+
+        return gr.on(triggers, called, self.some(ids), self.some(outputs), api_visibility="private", show_progress="hidden")
+
+    # ------------------------------------------------------------------ languages
+
+    def switch_language(self, language: str) -> dict[Any, Any]:
+        """Updates for every part that says something."""
+        spoken = texts(language)
+        updates: dict[Any, Any] = {}
+        for id, part in self.parts.items():
+            said: dict[str, Any] = {"label": spoken.section(id.removeprefix("section."))} if id.startswith("section.") else spoken.part(id)
+            if isinstance(part, (gr.Dropdown, gr.Radio)) and id in controls() and (shown := _choices(controls()[id], spoken)):
+                said["choices"] = shown
+            if said:
+                updates[part] = gr.update(**said)
+        return updates
+
+    def speaking(self) -> list[Any]:
+        """The parts that `switch_language` gives updates for."""
+        every: dict[Any, Any] = {}
+        for language in LANGUAGES:
+            every |= self.switch_language(language)
+        return list(every)
+
+
+def _draw(control: Control, given: dict[str, Any]) -> Any:
+    shared = {"elem_id": control.id.replace(".", "-"), "interactive": True, "value": control.begins, **given}
+    if control.kind == "slider":
+        return gr.Slider(control.least or 0, control.most or 1, step=control.step, **shared)
+    if control.kind == "switch":
+        return gr.Checkbox(**shared)
+    if control.kind == "choice":
+        own = {"choices": _choices(control, texts("en")), "multiselect": control.many, "allow_custom_value": control.free}
+        return gr.Dropdown(**{**own, **shared})
+    return gr.Textbox(**{"type": "password" if control.secret else "text", "max_lines": 1, **shared})
+
+
+def _choices(control: Control, spoken: Texts) -> list[tuple[str, str]]:
+    return choices_of(spoken, control.id, control.choices or ())

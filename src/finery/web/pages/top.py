@@ -1,0 +1,110 @@
+"""What stands above all tabs: the language, the model, how it is tuned, and which checkpoints are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from finery.errors import UserError
+from finery.hub import Hub, active_hub
+from finery.models.adapters import ADAPTERS
+from finery.models.demo_model import demo_folder
+from finery.models.listed import listed_models
+from finery.models.quantizers import QUANTIZERS
+from finery.web.board import Board
+from finery.web.saves import checkpoints
+from finery.web.texts import LANGUAGES, texts
+from finery.web.verdict import verdict
+
+DEMO = "SmolLM2-135M-Instruct (demo)"
+"""The model that needs no hub."""
+CUSTOM = "Custom"
+_HUBS: dict[str, Hub] = {"huggingface": "hf", "modelscope": "ms", "openmind": "om"}
+_BITS = {"bnb": ("8", "4"), "hqq": ("8", "6", "5", "4", "3", "2", "1"), "eetq": ("8",), "torchao": ("8", "4"), "quanto": ("8", "4", "2")}
+
+
+def build(board: Board) -> None:
+    """Draw it."""
+    with gr.Row(elem_id="head"):
+        gr.Markdown("# Finery")
+        board.add("top.demo_btn", gr.Button, size="sm", scale=0, min_width=180)
+        board.add("top.lang", gr.Dropdown, choices=[(name, code) for code, name in LANGUAGES.items()], value="en", scale=0, min_width=140)
+    with gr.Row():
+        board.control("top.model_name", choices=[DEMO, *listed_models(), CUSTOM], value=DEMO, scale=2)
+        board.control("top.model_path", scale=2)
+        board.control("top.hub_name", value=next(name for name, hub in _HUBS.items() if hub == active_hub()))
+    with gr.Row():
+        board.control("top.finetuning_type")
+        board.control("top.checkpoint_path", scale=2)
+        with gr.Column(min_width=240):
+            board.control("top.template", choices=_templates())
+            board.add("top.verdict", gr.HTML)
+    with gr.Accordion(texts("en").section("top.more"), open=False, elem_id="section-top-more") as more:
+        board.parts["section.top.more"] = more
+        board.row("top.quantization_bit", "top.quantization_method", "top.rope_scaling", "top.booster")
+    _wire(board)
+
+
+def _templates() -> list[str]:
+    from finery.data.template import template_names
+
+    return ["auto", *template_names()]
+
+
+def _wire(board: Board) -> None:
+    parts = board.parts
+    model = ["top.model_name", "top.hub_name"]
+    board.on(
+        [parts["top.model_name"].input, parts["top.hub_name"].input],
+        _choose_model,
+        [*model, "top.model_path"],
+        ["top.model_path", "top.template"],
+    )
+    seen = ["top.model_path", "top.template", "top.lang"]
+    board.on(
+        [parts["top.model_path"].change, parts["top.template"].change, parts["top.lang"].change],
+        lambda held: verdict(board.roots, held["top.model_path"], held["top.template"], texts(held["top.lang"])),
+        seen,
+        ["top.verdict"],
+        trigger_mode="always_last",
+    )
+    known = ["top.model_name", "top.model_path", "top.finetuning_type"]
+    events = [parts["top.model_path"].change, parts["top.finetuning_type"].change, parts["top.checkpoint_path"].focus]
+    board.on(events, lambda held: _list_checkpoints(board, held), [*known, "top.checkpoint_path"], ["top.checkpoint_path"])
+    board.on(
+        [parts["top.finetuning_type"].change, parts["top.quantization_method"].change],
+        _choose_bits,
+        ["top.finetuning_type", "top.quantization_method", "top.quantization_bit"],
+        ["top.quantization_bit"],
+    )
+
+
+def _choose_model(held: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Its path and its template: the tokenizer's own, and the list's where there is none, which is what `auto` means."""
+    name = held["top.model_name"]
+    if name == DEMO:
+        return str(demo_folder()), "auto"
+    if name not in listed_models():
+        return (gr.skip(), "auto") if name == CUSTOM else (name or "", "auto")
+    hub = _HUBS[held["top.hub_name"]]
+    if (id := listed_models()[name].ids.get(hub)) is None:
+        raise UserError(f"{name} is not on {held['top.hub_name']}; choose another hub")
+    return id, "auto"
+
+
+def _list_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:
+    takes_many = ADAPTERS[held["top.finetuning_type"]].takes_adapters
+    there = checkpoints(board.roots, held, takes_many)
+    chosen = [one for one in held["top.checkpoint_path"] or [] if one in there]
+    return gr.update(choices=there, value=chosen if takes_many else chosen[:1], max_choices=None if takes_many else 1)
+
+
+def _choose_bits(held: Mapping[str, Any]) -> Any:
+    """Only frozen weights can be held in few bits, and each method has its own."""
+    if not ADAPTERS[held["top.finetuning_type"]].frozen_base:
+        return gr.update(value="none", interactive=False)
+    bits = ["none", *_BITS.get(held["top.quantization_method"], ("8", "4"))]
+    kept = held["top.quantization_bit"] if held["top.quantization_bit"] in bits else "none"
+    return gr.update(choices=bits, value=kept, interactive=held["top.quantization_method"] in QUANTIZERS.names())

@@ -1,0 +1,153 @@
+"""The board as its users start it: a process in a folder of its own, and windows that watch for whatever goes wrong in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from background import own_jobs
+
+_STARTS_WITHIN = 90  # seconds, on a machine that does other things too
+LONGEST = 180_000  # milliseconds for what a run or a model has to do first
+_LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of its own requests when a page is left
+
+
+@dataclass
+class Served:
+    """A board at work."""
+
+    url: str
+    home: Path
+    seconds: float  # until it told its address
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """`finery webui` in a new folder; it and the runs that it started are ended at the end."""
+    home = folder / "home"
+    home.mkdir()
+    command = [sys.executable, "-P", "-m", "finery", "webui", "--port", "0"]
+    with pytest.MonkeyPatch.context() as changed, own_jobs(folder / "jobs", changed), (folder / "said").open("w+") as said:
+        began = time.monotonic()
+        process = subprocess.Popen(command, cwd=home, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": ""})
+        try:
+            yield Served(_address(process, folder / "said"), home, time.monotonic() - began)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _address(process: subprocess.Popen[bytes], said: Path) -> str:
+    for _ in range(_STARTS_WITHIN * 20):
+        if found := re.search(r"the page is at (\S+)", said.read_text()):
+            return found[1]
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.05)
+    raise AssertionError(said.read_text())
+
+
+@dataclass
+class Window:
+    """One browser window. `clicks` counts what a hand would do, a click into a field that is typed into among it."""
+
+    page: Any
+    url: str
+    clicks: int = 0
+    faults: list[str] = field(default_factory=list)
+    leaves: bool = False
+
+    def __post_init__(self) -> None:
+        page = self.page
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and self._complain(said.text))
+        page.on("response", lambda told: told.status >= 400 and self._complain(f"{told.status} {told.url}"))
+        page.on("request", lambda asked: self._foreign(asked.url) and self.faults.append(f"asked {asked.url}"))
+
+    def _complain(self, text: str) -> None:
+        if not (self.leaves and any(word in text for word in _LEAVING)):
+            self.faults.append(text)
+
+    def _foreign(self, url: str) -> bool:
+        return not url.startswith((self.url, "data:", "blob:"))
+
+    # ------------------------------------------------------------------ what a hand does
+
+    def open(self, tab: str = "") -> None:
+        """Open the page, and wait until it holds what it held."""
+        self.page.goto(f"{self.url}/{f'#{tab}' if tab else ''}")
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until it holds what it held."""
+        self.page.wait_for_function("window.tabsRestored === true")
+
+    def reload(self) -> None:
+        """As F5 does."""
+        self.leaves = True
+        self.page.reload()
+        self.ready()
+        self.leaves = False
+
+    def click(self, id: str) -> None:
+        """A button."""
+        self.clicks += 1
+        self.page.click(f"#{id}")
+
+    def tab(self, name: str) -> None:
+        """Open a tab."""
+        self.clicks += 1
+        self.page.click(f"#tab-{name}-button")
+        self.page.wait_for_function(f"location.hash === '#{name}'")
+
+    def fill(self, id: str, text: str, key: str = "Tab") -> None:
+        """Type into a field, and leave it by a key."""
+        self.clicks += 1
+        place = self.page.locator(f"#{id} :is(input, textarea)").first
+        place.fill(text)
+        place.press(key)
+
+    def choose(self, id: str, text: str) -> None:
+        """Choose from a list by what it shows."""
+        self.clicks += 2
+        self.page.locator(f"#{id} input").first.click()
+        self.page.locator("ul.options li", has_text=text).first.click()
+
+    # ------------------------------------------------------------------ what an eye sees
+
+    def text(self, id: str) -> str:
+        """What a part shows; nothing while it is not there."""
+        found = self.page.locator(f"#{id}")
+        return found.first.inner_text() if found.count() else ""
+
+    def value(self, id: str) -> str:
+        """What a field holds."""
+        return self.page.locator(f"#{id} :is(input, textarea)").first.input_value()
+
+    def until(self, id: str, pattern: str, longest: int = LONGEST) -> str:
+        """Wait until a part shows what a pattern finds; returns all that it shows then."""
+        look = "([id, pattern]) => new RegExp(pattern, 's').test(document.getElementById(id)?.innerText ?? '')"
+        try:
+            self.page.wait_for_function(look, arg=[id, pattern], timeout=longest)
+        except Exception as error:
+            raise AssertionError(f"#{id} shows {self.text(id)!r}, not /{pattern}/") from error
+        return self.text(id)
+
+    def holds(self, id: str, value: str) -> None:
+        """Wait until a field holds a value."""
+        look = "([id, value]) => document.querySelector(`#${id} :is(input, textarea)`)?.value === value"
+        self.page.wait_for_function(look, arg=[id, value])
+
+    def no_script_ran(self) -> bool:
+        """Whether no text of data, models and files became a part of the page: each of them would have set `hit`."""
+        return self.page.evaluate("window.hit === undefined && document.querySelector('img[onerror], b.hit') === null")
