@@ -116,7 +116,7 @@ class Reader:
 def thought_marks(template: Template, prompt: Sequence[int]) -> tuple[str, str, str]:
     """The words around a thought, and the end of a prompt, which may open one."""
     opening, closing = (word.strip() for word in template.thought_words)
-    return opening, closing, str(template.tokenizer.decode(prompt[-16:])).rstrip()
+    return opening, closing, str(template.tokenizer.decode(list(prompt[-16:]))).rstrip()
 
 
 def reader_for(

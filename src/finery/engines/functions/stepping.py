@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections import deque
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finery.engines.base import Ask, Engine, Stream
-from finery.engines.functions.answers import Answer
 from finery.engines.functions.asked import look_at
 from finery.errors import UserError
+
+if TYPE_CHECKING:  # torch comes when an engine begins to work: keys are read without it
+    from finery.engines.functions.answers import Answer
 
 
 class SteppingEngine(Engine):
     """Answers wait until there is room, then `_start`; `_step` makes a token of each and `_leave`s those that have ended."""
+
+    device: Any = "cpu"  # of the scores
 
     def __init__(self, tokenizer: Any, stop_ids: frozenset[int], longest: int, most_answers: int) -> None:
         self.tokenizer = tokenizer
@@ -57,9 +59,11 @@ class SteppingEngine(Engine):
 
     def begin(self, ask: Ask) -> Stream:
         """Answers are taken up in the order in which they are asked for."""
+        from finery.engines.functions.answers import Answer
+
         look_at(ask, self.longest, self.adapters)
         self._refuse(ask)
-        answer = Answer(ask, self.tokenizer, self.stop_ids, self.longest, torch.device("cpu"))
+        answer = Answer(ask, self.tokenizer, self.stop_ids, self.longest, self.device)
         with self._changed:
             if self._closed:
                 raise UserError("the engine is closed")
@@ -81,9 +85,11 @@ class SteppingEngine(Engine):
             self._release()
 
     def _work(self) -> None:
+        import torch
+
         while self._take_in():
             try:
-                with torch.no_grad():
+                with torch.no_grad():  # quanto takes views of packed weights, which it cannot in inference mode
                     self._step()
             except Exception as error:
                 self._fail(error)
