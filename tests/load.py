@@ -91,7 +91,7 @@ def _left(load: Load, session: requests.Session, dice: random.Random) -> str:
         for count, _ in enumerate(found.iter_lines()):
             if count > dice.randint(0, 6):
                 break
-    return "" if found.ok or found.status_code == BUSY else found.text
+    return "" if found.ok or found.status_code == BUSY else str(found.status_code)
 
 
 def _tools(load: Load, session: requests.Session, dice: random.Random) -> str:

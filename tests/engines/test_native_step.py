@@ -206,3 +206,27 @@ def test_a_cache_makes_room_for_rows_by_doubling() -> None:
         joined.join(own)
     assert [len(layer.keys) for layer in joined.held] == [8] * 3  # type: ignore[arg-type]
     assert joined.lengths == [4, 5, 6, 7, 8]
+
+
+def test_scores_are_as_many_as_the_head_gives_whatever_it_says() -> None:
+    """Heads that have grown with the vocabulary may say that they are as large as before: there would be room for too few."""
+    model = build()
+    model.lm_head.out_features = 10
+    step = find_native_step(model)
+    assert step is not None
+    assert _scores(step).shape == (1, VOCABULARY)
+
+
+def _scores(step: NativeStep) -> torch.Tensor:
+    cache = RowCache(step.model.config)
+    cache.lengths = [0]
+    return step([(cache, texts(5)[0])])
+
+
+@pytest.mark.parametrize("path", ["self_attn.o_proj", "self_attn.k_proj", "mlp.down_proj", "mlp.gate_proj"])
+def test_weights_of_other_sizes_than_the_config_tells_are_left_to_the_model(path: str) -> None:
+    model = build()
+    layer = model.model.layers[1].get_submodule(path)
+    layer.weight = torch.nn.Parameter(torch.zeros(layer.out_features + 1, layer.in_features))
+    with pytest.raises((ValueError, RuntimeError)):
+        NativeStep(model)

@@ -10,7 +10,7 @@ from typing import Any
 
 from finery.addresses import address_of, bound, is_local, port_of
 from finery.commands.chat import open_engine
-from finery.compat import is_on, need
+from finery.compat import give_back_memory, is_on, need
 from finery.run import Run
 
 
@@ -28,6 +28,7 @@ def run(args: Namespace, words: list[str]) -> int:
     from finery.serve.app import build_app
     from finery.serve.server import Server, serve
 
+    give_back_memory()
     chosen = Run.read(words)
     host = args.host or os.environ.get("API_HOST") or "127.0.0.1"
     port = args.port if args.port is not None else port_of("API_PORT", 8000)

@@ -116,6 +116,19 @@ def decoder_of(model: Any, weights: Weights) -> Decoder:
     )
 
 
+def check_shapes(decoder: Decoder) -> None:
+    """Raise `ValueError` where weights have other sizes than the config says: the native function trusts it, and would write anywhere."""
+    hidden, attended = decoder.hidden, decoder.heads * decoder.width
+    come_in = attended + 2 * decoder.kv_heads * decoder.width
+    for number in range(decoder.num_layers):
+        layer = decoder.layers[number]
+        found = [(one.outer, one.inner) for one in (layer.in_, layer.out, layer.down)] + [layer.gated.inner]
+        if found != [(come_in, hidden), (hidden, attended), (hidden, layer.gated.outer), hidden]:
+            raise ValueError(f"layer {number} has weights of other sizes than the config tells: {found}")
+    if decoder.head.inner != hidden:
+        raise ValueError("the head takes another size than the layers give")
+
+
 def _layer(model: Any, number: int, window: int, weights: Weights) -> Layer:
     kind, layer = KINDS[model.config.model_type], model.model.layers[number]
     attention, known = layer.self_attn, list(rotations(model))

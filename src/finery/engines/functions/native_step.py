@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finery.engines.functions.native_decoder import caps, decoder_of, refusal, rotations
+from finery.engines.functions.native_decoder import caps, check_shapes, decoder_of, refusal, rotations
 from finery.engines.functions.native_weights import Weights
 from finery.engines.functions.rows import RowCache
 from finery.log import get_logger
@@ -62,6 +62,7 @@ class NativeStep:
         _, self.cap = caps(model)
         self._call = native.function("decoder_step")
         self._decoder = decoder_of(model, self.weights)
+        check_shapes(self._decoder)
         self._angles: list[Tensor] = []  # (positions, numbers of a head that are rotated): cosines for each rotation, then sines
         self._rotate(1)
         self._decoder.rotary = self._angles[0].shape[1]
@@ -87,7 +88,7 @@ class NativeStep:
         beyond = np.arange(len(row)) - np.repeat(new.cumsum() - new, new)  # tokens since the row's first new one
         self._rotate(int((lengths + new).max()))
         hidden = self.model.get_input_embeddings()(torch.cat([ids.flatten() for _, ids in parts])).float().contiguous()
-        scores = torch.empty(len(new), self.model.lm_head.out_features)
+        scores = torch.empty(len(new), self._decoder.head.outer)
         addresses = [cache.addresses() for cache in caches]
         angles = np.array([value.data_ptr() for value in self._angles])
         held: list[NDArray[np.int64] | Tensor] = [

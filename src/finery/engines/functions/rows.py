@@ -159,10 +159,10 @@ class RowCache(Cache):
         self._narrow()
 
     def _narrow(self) -> None:
-        """Columns that no row uses any more are not looked at; where many are free, what is there moves to the left."""
+        """Columns that no row uses any more are not looked at; where many are free, what is there moves left, so that few are held."""
         window = self.window
         window.start = window.end - max(self.lengths, default=0)
-        if window.start <= 4 * _ROOM or window.start < window.end - window.start:
+        if window.start <= _ROOM or window.start < window.end - window.start:
             return
         columns = window.start
         for layer in self.held:
