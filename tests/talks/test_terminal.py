@@ -157,7 +157,7 @@ def test_what_a_person_types_wrong_loses_nothing(monkeypatch: pytest.MonkeyPatch
     bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     lines = ["hello", "/foo", "/sav", "/save", f"/load {tmp_path}/bad.json", f"/save {tmp_path}/bad.json", f"/tools {tmp_path}/bad.json"]
     typed(monkeypatch, desk, *lines, "/set top_p=9 seed=1", bad, "/edit", "h\udce9", "fox " * 9000)
-    told = re.sub(r"\s+", " ", seen(desk))
+    told = re.sub(r"\s+", "", seen(desk))  # lines are broken anywhere in a long path
     for part in (
         "there is no /foo; /help lists the words",
         "there is no /sav; did you mean '/save'?",
@@ -169,7 +169,7 @@ def test_what_a_person_types_wrong_loses_nothing(monkeypatch: pytest.MonkeyPatch
         "that holds bytes which are not UTF-8",
         "/edit needs the new question",
     ):
-        assert part in told
+        assert part.replace(" ", "") in told
     assert asked(desk)[0] == "hello" and desk.options == desk.speaker.options and (tmp_path / "bad.json").read_text() == "{"
 
 

@@ -79,7 +79,9 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
 
     every = list(dict.fromkeys([*board.speaking(), *parts, *(board.parts[f"{live.tab}.job"] for live in lives)]))
     for name in TABS:
-        board.parts[f"tabs.{name}"].select(None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **quiet)
+        board.parts[f"tabs.{name}"].select(
+            None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **quiet
+        )
     page.load(restore, [kept], every, **quiet).then(None, js=_OPEN_TAB, **quiet)
 
 

@@ -67,6 +67,9 @@ class Live:
 
     def _updates(self, seen: Seen, spoken: Texts, drawn: str, language: str) -> dict[str, Any]:
         tab, runs = self.tab, not seen.status.has_ended
+        signature = f"{seen.signature} {language}"
+        if signature == drawn and not runs:
+            return {}
         found = {
             f"{tab}.progress": bar(seen, spoken),
             f"{tab}.warnings": warnings(seen),
@@ -74,7 +77,6 @@ class Live:
             f"{tab}.stop_btn": gr.update(interactive=runs),
             f"{tab}.kill_btn": gr.update(visible=seen.status.state == "stopping"),
         }
-        signature = f"{seen.signature} {language}"
         if signature != drawn:
             found[f"{tab}.drawn"] = signature
             found[f"{tab}.job"] = gr.update(choices=listed())

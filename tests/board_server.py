@@ -121,7 +121,7 @@ class Window:
         """Choose from a list by what it shows."""
         self.clicks += 2
         self.page.locator(f"#{id} input").first.click()
-        self.page.locator("ul.options li", has_text=text).first.click()
+        self.page.locator("[role=option]", has_text=text).first.click()
 
     # ------------------------------------------------------------------ what an eye sees
 

@@ -1,0 +1,320 @@
+"""The board in a real browser, against the real server: tune, watch, leave, come back, stop, go on, talk, export."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from board_server import Served, Window, serving
+from finery.web.app import TABS
+from finery.web.texts import LANGUAGES, texts
+
+pytestmark = pytest.mark.slow
+TRAP = '<img src="x" onerror="window.hit=1"><b class="hit">bold</b>'
+"""Shown as text, or the test fails."""
+Open = Callable[..., Window]
+
+
+@pytest.fixture(scope="module")
+def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("board")) as board:
+        yield board
+
+
+@pytest.fixture
+def opened(browser: Any, served: Served) -> Iterator[Open]:
+    """Opens windows of browsers of their own; in none of them anything may go wrong, and none may ask for what is elsewhere."""
+    windows: list[tuple[Any, Window]] = []
+
+    def open_window(tab: str = "", **settings: Any) -> Window:
+        context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 900}, **settings})
+        window = Window(context.new_page(), served.url)
+        windows.append((context, window))
+        window.open(tab)
+        return window
+
+    yield open_window
+    for context, window in windows:
+        context.close()
+        assert window.faults == []
+
+
+@pytest.fixture(scope="module")
+def trapped(served: Served) -> Path:
+    """The folder `traps` of the board: a set whose rows, whose name and whose file hold HTML."""
+    folder = served.home / "traps"
+    folder.mkdir()
+    records = [{"instruction": f"What is {n}? {TRAP}", "input": "", "output": f"{n} {TRAP}"} for n in range(24)]
+    (folder / "rows.json").write_text(json.dumps(records))
+    (folder / f"{TRAP.replace('/', '')}.json").write_text(json.dumps(records))
+    (folder / "dataset_info.json").write_text(json.dumps({"sums": {"file_name": "rows.json"}, TRAP: {"file_name": "rows.json"}}))
+    return folder
+
+
+def tiny_run(window: Window, model: Path, name: str, epochs: str) -> None:
+    """Fill in a run of the tiny model."""
+    window.fill("top-model_path", str(model))
+    window.fill("train-dataset_dir", "traps")
+    window.choose("train-dataset", "sums")
+    window.page.keyboard.press("Escape")
+    for key, value in {"num_train_epochs": epochs, "cutoff_len": "128", "gradient_accumulation_steps": "1"}.items():
+        window.fill(f"train-{key}", value)
+    window.fill("train-output_dir", name, "Enter")
+
+
+def step_of(window: Window) -> int:
+    return int(re.search(r"step ([\d,]+) of", window.until("train-progress", r"step [\d,]+ of"))[1].replace(",", ""))  # type: ignore[index]
+
+
+def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, tiny_model: Path) -> None:
+    """Rows, command, start, curve; another browser finds the run, stops it and lets it go on; then it is talked to and exported."""
+    one = opened()
+    tiny_run(one, tiny_model, "long", "5000")
+    one.click("train-preview_btn")
+    assert TRAP in one.until("train-preview_samples", "24 samples")
+    assert one.page.locator("#train-preview_samples .learnt").count() and one.no_script_ran()
+    one.click("train-start_btn")
+    one.until("train-loss_viewer", "smoothed")
+    before = one.page.locator("#train-loss_viewer g path").first.get_attribute("d")
+    drawn = "before => document.querySelector('#train-loss_viewer g path').getAttribute('d') !== before"
+    one.page.wait_for_function(drawn, arg=before)
+    step = step_of(one)
+    one.leaves = True
+    one.page.close()
+
+    other = opened()
+    other.until("train-progress", "running")
+    assert step_of(other) >= step
+    other.click("train-stop_btn")
+    other.until("train-progress", "^stopped")
+    stopped_at = step_of(other)
+    folder = next(served.home.glob("saves/*/lora/long"))
+    other.fill("train-config_path", f"{folder.relative_to(served.home)}/run.yaml", "Enter")
+    other.click("train-arg_load_btn")
+    other.holds("train-output_dir", str(folder.relative_to(served.home)))
+    other.click("train-start_btn")
+    other.until("train-progress", "running · step")
+    assert step_of(other) > stopped_at
+    assert "going on" in other.until("train-output_box", "going on|step ")
+    other.click("train-stop_btn")
+    other.until("train-progress", "^stopped")
+    talks(other)
+    exports(other)
+
+
+def talks(window: Window) -> None:
+    """The newest run is what answers; an answer streams, stops, and stays when the language changes; the base answers beside it."""
+    window.tab("chat")
+    window.until("chat-source", r"lora/long")
+    window.click("chat-load_btn")
+    window.until("chat-info_box", "^Loaded: .*lora/long")
+    window.fill("chat-set-max_new_tokens", "300")
+    window.fill("chat-message", TRAP, "Enter")
+    window.page.wait_for_selector("#chat-stop", state="visible")
+    window.until("chat-how", "tokens/s")
+    window.page.wait_for_selector("#chat-send", state="visible")
+    assert TRAP in window.text("chat-talk") and window.no_script_ran()
+    window.choose("top-lang", LANGUAGES["zh"])
+    window.until("chat-send", texts("zh").part("box.send")["value"])
+    assert TRAP in window.text("chat-talk")
+    window.choose("top-lang", LANGUAGES["en"])
+    window.until("chat-send", "Send")
+    window.page.click("#section-chat-both button")
+    window.fill("chat-both_question", TRAP, "Enter")
+    window.until("chat-tuned_answer", r"Tuned model\s+\S")
+    assert "Base model" in window.text("chat-base_answer") and window.no_script_ran()
+    window.click("chat-unload_btn")
+    window.until("chat-info_box", "No model")
+
+
+def exports(window: Window) -> None:
+    window.tab("export")
+    window.click("export-start_btn")
+    window.until("export-report", "what was trained")
+    window.until("export-progress", "^finished")
+
+
+def test_the_command_that_is_shown_runs_in_a_shell(opened: Open, served: Served, trapped: Path, tiny_model: Path) -> None:
+    window = opened()
+    window.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tiny_run(window, tiny_model, "by-shell", "1")
+    window.click("train-cmd_preview_btn")
+    window.until("train-command", "llamafactory-cli train")
+    window.page.locator("#train-command button").first.click()
+    command = window.page.evaluate("navigator.clipboard.readText()")
+    assert command.startswith("llamafactory-cli train")
+    place = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+    ran = subprocess.run(["sh", "-c", command], cwd=served.home, env=env, capture_output=True, text=True, timeout=180, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(list(served.home.glob("saves/*/lora/by-shell/adapter_model.safetensors"))) == 1
+
+
+# ------------------------------------------------------------------ languages
+
+SAID = """() => [...document.querySelectorAll('[id]')].filter(one => /^(top|train|eval|chat|export|data|entry|runs|infer)-/.test(one.id))
+    .map(one => [one.id, one.textContent, [...one.querySelectorAll('[placeholder]')].map(field => field.placeholder)])"""
+
+
+def unsaid(window: Window, language: str) -> tuple[set[str], list[str]]:
+    """The parts of the page that have texts, and which of their texts in a language they do not show."""
+    spoken, seen, missing = texts(language), set(), []
+    for element, text, placeholders in window.page.evaluate(SAID):
+        told = spoken.part(element.replace("-", ".", 1))
+        shown = [text, *placeholders]
+        for way in ("label", "info", "placeholder"):
+            if way in told:
+                seen.add(element)
+                missing += [] if any(told[way] in one for one in shown) else [f"{element}: {told[way]}"]
+        if element.endswith("_btn") and told["value"] not in text:
+            missing.append(f"{element}: {told['value']}")
+    return seen, missing
+
+
+def test_every_tab_in_every_language(opened: Open) -> None:
+    """Changed in the page, each part says what it has to in that language; the choice is there again when the page is."""
+    window = opened()
+    first: dict[str, set[str]] = {}
+    for language in [*list(LANGUAGES)[1:], "en"]:
+        window.choose("top-lang", LANGUAGES[language])
+        for tab in TABS:
+            window.until(f"tab-{tab}-button", texts(language).part(f"tabs.{tab}")["label"])
+            window.tab(tab)
+            seen, missing = unsaid(window, language)
+            for _ in range(50):
+                if not missing and seen >= first.get(tab, set()):
+                    break
+                window.page.wait_for_timeout(100)
+                seen, missing = unsaid(window, language)
+            assert missing == [], (language, tab)
+            assert first.setdefault(tab, seen) == seen
+            assert len(seen) > 10
+        if language == "zh":
+            window.reload()
+            assert unsaid(window, language)[1] == []
+    asked = opened(locale="ko-KR")
+    asked.until("tab-train-button", texts("ko").part("tabs.train")["label"])
+
+
+# ------------------------------------------------------------------ windows
+
+
+def test_two_windows_and_a_refresh_on_every_tab(opened: Open) -> None:
+    """What is typed in one window is not in another one; a window holds it, and the open tab, when it is loaded anew."""
+    one, other = opened(), opened()
+    one.fill("train-max_samples", "77")
+    other.fill("train-max_samples", "88")
+    one.choose("top-lang", LANGUAGES["ru"])
+    one.until("train-start_btn", texts("ru").part("train.start_btn")["value"])
+    assert "Start" in other.text("train-start_btn")
+    for window, number in ((one, "77"), (other, "88")):
+        for tab in [*list(TABS)[1:], "train"]:
+            window.tab(tab)
+            window.reload()
+            assert window.page.get_attribute(f"#tab-{tab}-button", "aria-selected") == "true"
+            assert window.page.url.endswith(f"#{tab}")
+        window.holds("train-max_samples", number)
+    one.until("train-start_btn", texts("ru").part("train.start_btn")["value"])
+
+
+# ------------------------------------------------------------------ attacks
+
+
+def test_html_stays_text_and_paths_stay_inside(opened: Open, served: Served, trapped: Path) -> None:
+    run = served.home / "saves" / "traps" / "lora" / TRAP.replace("/", "")
+    run.mkdir(parents=True)
+    (run / "trainer_log.jsonl").write_text(json.dumps({"current_steps": 1, "total_steps": 2, "loss": 1.5}) + "\n")
+    window = opened("runs")
+    window.until("tab-runs", re.escape(run.name))
+    assert window.no_script_ran()
+    window.tab("data")
+    window.fill("data-dataset_dir", "traps", "Enter")
+    window.until("data-sets", re.escape(TRAP))
+    window.page.locator("#data-sets button", has_text=TRAP).first.click()
+    window.until("data-samples", re.escape(TRAP))
+    assert window.no_script_ran()
+    window.fill("data-dataset_dir", "../..", "Enter")
+    window.page.wait_for_selector("text=outside of what this page may touch")
+    window.tab("train")
+    for model in ("/etc", "../../secret"):
+        window.fill("top-model_path", model)
+        window.until("top-verdict", "outside of what this page may touch")
+        window.click("train-cmd_preview_btn")
+        window.page.wait_for_selector(f"text='model_name_or_path' names {model}")
+    window.fill("top-model_path", TRAP)
+    window.click("train-start_btn")
+    window.page.wait_for_selector("text=no data set is chosen")
+    assert window.no_script_ran()
+
+
+# ------------------------------------------------------------------ the demo, as somebody who never saw a YAML file
+
+
+def tune_talk_export(window: Window, seconds: int, **typed: str) -> str:
+    """The path of the docs; returns what the tuned model says of who it is."""
+    window.click("top-demo_btn")
+    window.holds("train-output_dir", "example")
+    clicks = window.clicks
+    for name, value in typed.items():
+        window.fill(f"train-{name}", value)
+    window.clicks = clicks  # the path is the same without them
+    window.click("train-start_btn")
+    window.until("train-loss_viewer", "smoothed")
+    window.until("train-progress", "^finished", seconds * 1000)
+    window.tab("chat")
+    window.click("chat-load_btn")
+    window.until("chat-info_box", "^Loaded: SmolLM2-135M-Instruct .*lora/example")
+    window.fill("chat-message", "Who are you?", "Enter")
+    window.until("chat-how", "tokens/s")
+    window.page.wait_for_selector("#chat-send", state="visible")
+    said = window.page.locator('#chat-talk [data-testid="bot"]').last.inner_text()
+    window.tab("export")
+    window.click("export-start_btn")
+    window.until("export-report", "is what was trained")
+    return said
+
+
+@pytest.mark.real
+def test_the_demo_takes_less_than_ten_clicks(opened: Open, real_model: Path) -> None:
+    window = opened()
+    assert tune_talk_export(window, 200, max_samples="6", cutoff_len="128").strip()
+    assert window.clicks < 10
+
+
+@pytest.mark.real
+def test_the_whole_demo_and_its_pictures(
+    opened: Open, served: Served, real_model: Path, tmp_path_factory: pytest.TempPathFactory, browser: Any
+) -> None:
+    """The example as it is: the tuned model knows its new name, and the base does not. Every tab is drawn with it."""
+    window = opened()
+    assert "Finn" in tune_talk_export(window, 1200)
+    assert window.clicks < 10
+    window.tab("chat")
+    window.page.click("#section-chat-both button")
+    window.fill("chat-both_question", "What is your name?", "Enter")
+    window.until("chat-tuned_answer", "Finn")
+    assert "Finn" not in window.text("chat-base_answer")
+    window.tab("data")
+    window.page.click("#data-sets button[data-set=identity]")
+    window.until("data-samples", "Finn|name")
+    folder = Path(os.environ.get("FINERY_PICTURES") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in ("en", "zh"):
+        window.choose("top-lang", LANGUAGES[language])
+        for tab in TABS:
+            window.tab(tab)
+            window.page.wait_for_timeout(3000)  # its curves and lists follow their clock
+            window.page.screenshot(path=folder / f"{tab}-{language}.png", full_page=True)
+    phone = opened(viewport={"width": 400, "height": 800}, color_scheme="dark")
+    for tab in TABS:
+        phone.tab(tab)
+        phone.page.wait_for_timeout(3000)
+        phone.page.screenshot(path=folder / f"{tab}-phone.png", full_page=True)
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert len(list(folder.glob("*.png"))) >= 3 * len(TABS)
