@@ -31,6 +31,14 @@ def test_a_fault_or_growth_fails_a_load() -> None:
 
 
 @pytest.mark.parametrize("page", ["serving.md", "serving_zh.md"])
+def test_the_page_tells_the_kept_soak(page: str) -> None:
+    report, text = kept("soak/serving.json"), (DOCS / page).read_text(encoding="utf-8")
+    assert report["command"] == "python tests/load.py --minutes 30 --clients 32"
+    assert report["minutes"] >= 30 and report["clients"] == 32 and not failed(report)
+    assert f"{report['requests']:,}" in text and f"{report['growth']:.2%}" in text
+
+
+@pytest.mark.parametrize("page", ["serving.md", "serving_zh.md"])
 def test_the_page_tells_the_kept_figures(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     found = kept("serving/against_others.json")
