@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finery.engines.base import EngineOptions, Source
+from finery.engines.functions.asked import positions_of
 from finery.engines.functions.stepping import SteppingEngine
 from finery.options import OptionGroup
 
@@ -53,9 +54,7 @@ class HuggingFace(SteppingEngine):
         from finery.engines.functions.beside import Adapters
 
         shared = shared or EngineOptions.model_validate({})
-        # where the config does not tell how long a text may be, there is no limit
-        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
-        super().__init__(tokenizer, stop_ids, longest, shared.max_batch_size)
+        super().__init__(tokenizer, stop_ids, positions_of(model.config.get_text_config()), shared.max_batch_size)
         self.model = model.eval()
         self.model.generation_config = GenerationConfig()  # only the run's own keys count, not what came with the model
         self.device = model.device

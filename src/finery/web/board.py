@@ -16,9 +16,6 @@ from finery.web.loaded import Loaded
 from finery.web.roots import Roots
 from finery.web.texts import LANGUAGES, Texts, choices_of, texts
 
-SPOKEN = ("label", "info", "placeholder", "value")
-"""What a text's entry may give of a part."""
-
 
 @dataclass
 class Board:
@@ -82,10 +79,8 @@ class Board:
         """
 
         def called(*held: Any) -> Any:
-            try:
+            with _told():
                 found = work(dict(zip(ids, held, strict=True)))
-            except UserError as error:
-                raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
             if found == {}:  # which Gradio takes for a value
                 return gr.skip()
             if isinstance(found, dict) and "__type__" not in found:  # which is a single update
@@ -99,10 +94,8 @@ class Board:
         """As `on`, of work that gives its results piece by piece."""
 
         def called(*held: Any) -> Iterator[Any]:
-            try:
+            with _told():
                 yield from work(dict(zip(ids, held, strict=True)))
-            except UserError as error:
-                raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
 
         return gr.on(triggers, called, self.some(ids), self.some(outputs), api_visibility="private", show_progress="hidden")
 
@@ -126,6 +119,15 @@ class Board:
         for language in LANGUAGES:
             every |= self.switch_language(language)
         return list(every)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a user can mend is shown beside the page, as text."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
 
 
 def _draw(control: Control, given: dict[str, Any]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ import yaml
 from finery.errors import UserError
 from finery.jobs import jobs
 from finery.models.trained import RUN_FILE
-from finery.training.callbacks.plot_loss import smooth
 from finery.web.curves import Curve
 from finery.web.roots import Roots
 from finery.web.saves import SAVES
-from finery.web.watching import folder_of, log_lines, thinned
+from finery.web.watching import folder_of, latest, log_lines, losses, smoothed, thinned
 
 MOST_RUNS = 200
 LOOKS = tuple(f"c{number}" for number in range(8))
@@ -33,17 +33,19 @@ class Past:
     folder: Path
     changed: float
     state: str
-    lines: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Of its log, read when they are asked for: of most runs only the name is."""
+        return log_lines(self.folder / _LOG)
 
     @property
     def row(self) -> list[Any]:
         """Its line in the table: when, name, state, steps, loss, evaluation loss."""
-        last: dict[str, Any] = {}
-        for line in self.lines:
-            last |= line
+        last = latest(self.lines)
         steps = f"{last['current_steps']}/{last['total_steps']}" if last else ""
-        losses = [f"{last[name]:.4f}" if name in last else "" for name in ("loss", "eval_loss")]
-        return [time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed)), self.name, self.state, steps, *losses]
+        told = [f"{last[name]:.4f}" if name in last else "" for name in ("loss", "eval_loss")]
+        return [time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed)), self.name, self.state, steps, *told]
 
 
 def past_runs(roots: Roots) -> list[Past]:
@@ -61,19 +63,13 @@ def past_runs(roots: Roots) -> list[Past]:
 
 
 def _past(folder: Path, state: str, roots: Roots) -> Past:
-    name = str(folder.relative_to(roots.home)) if folder.is_relative_to(roots.home) else str(folder)
     ended = "finished" if (folder / "all_results.json").exists() else ""
-    return Past(name, folder, (folder / _LOG).stat().st_mtime, state or ended, log_lines(folder / _LOG))
+    return Past(roots.named(folder), folder, (folder / _LOG).stat().st_mtime, state or ended)
 
 
 def overlaid(chosen: Sequence[Past]) -> list[Curve]:
     """The smoothed loss of each, in colours of their own."""
-    curves = []
-    for number, run in enumerate(chosen[: len(LOOKS)]):
-        points = [(line["current_steps"], line["loss"]) for line in run.lines if "loss" in line]
-        smoothed = zip((step for step, _ in points), smooth([loss for _, loss in points]), strict=True)
-        curves.append(Curve(run.name, thinned(list(smoothed)), LOOKS[number]))
-    return curves
+    return [Curve(run.name, thinned(smoothed(losses(run.lines))), look) for run, look in zip(chosen, LOOKS, strict=False)]
 
 
 def settings_of(run: Past) -> dict[str, Any]:

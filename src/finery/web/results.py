@@ -65,7 +65,7 @@ class Results(ABC):
     def there(self, held: Mapping[str, Any]) -> list[str]:
         """Folders with results, the newest first, as the list has them."""
         found = [(stamp, folder) for folder in self.folders(held) if (stamp := self.stamp(folder))]
-        return [self._named(folder) for _, folder in sorted(found, reverse=True)[:MOST_LISTED]]
+        return [self.board.roots.named(folder) for _, folder in sorted(found, reverse=True)[:MOST_LISTED]]
 
     def look(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """The chosen result; nothing where none is chosen."""
@@ -94,7 +94,7 @@ class Results(ABC):
             folder = self._of(find(id)) if id else None
             if folder is None:
                 return {f"{tab}.result_of": None, f"{tab}.followed": f"{id} ", **self.nothing()} if id and is_new else {}
-            name, stamp = self._named(folder), f"{id} {self.stamp(folder)}"
+            name, stamp = self.board.roots.named(folder), f"{id} {self.stamp(folder)}"
             is_new = is_new or held[f"{tab}.followed"] == f"{id} "
             if stamp == held[f"{tab}.followed"] or (not is_new and name != held[f"{tab}.result_of"]):
                 return {}
@@ -121,10 +121,6 @@ class Results(ABC):
     def stamp(self, folder: Path) -> float:
         """When a result was written last; 0 where there is none."""
         return max((path.stat().st_mtime for name in self.files for path in folder.glob(name)), default=0.0)
-
-    def _named(self, folder: Path) -> str:
-        home = self.board.roots.home
-        return str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
 
 
 def below(folder: Path) -> Iterator[Path]:

@@ -36,6 +36,10 @@ class Roots:
             )
         return found
 
+    def named(self, path: Path) -> str:
+        """A place as the page names it: from its own folder where it lies in there."""
+        return str(path.relative_to(self.home) if path.is_relative_to(self.home) else path)
+
     def look_at(self, keys: Mapping[str, Any]) -> None:
         """Raise `UserError` for a key of a run that names a place outside, or takes a variable of the server's environment."""
         for key, value in keys.items():

@@ -74,12 +74,29 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return told if isinstance(told, dict) and "current_steps" in told else None
 
 
+def latest(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last value of all that a log tells."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        found |= line
+    return found
+
+
+def losses(lines: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """The loss by optimizer step, as measured."""
+    return [(line["current_steps"], line["loss"]) for line in lines if "loss" in line]
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same, smoothed."""
+    return list(zip((step for step, _ in points), smooth([loss for _, loss in points]), strict=True))
+
+
 def loss_curves(lines: Sequence[Mapping[str, Any]], spoken: Texts) -> list[Curve]:
     """The loss by optimizer step: as measured, smoothed, and of evaluations."""
-    train = [(line["current_steps"], line["loss"]) for line in lines if "loss" in line]
-    smoothed = list(zip((step for step, _ in train), smooth([loss for _, loss in train]), strict=True))
+    train = losses(lines)
     held_out = [(line["current_steps"], line["eval_loss"]) for line in lines if "eval_loss" in line]
-    named = (("curve_train", train, "faint"), ("curve_smoothed", smoothed, "c0"), ("curve_eval", held_out, "c1"))
+    named = (("curve_train", train, "faint"), ("curve_smoothed", smoothed(train), "c0"), ("curve_eval", held_out, "c1"))
     return [Curve(spoken.say(name), thinned(points), look) for name, points, look in named]
 
 
@@ -133,9 +150,7 @@ def answered(seen: Seen) -> tuple[int, int] | None:
 
 
 def _measured(seen: Seen, spoken: Texts) -> Iterable[str]:
-    last: dict[str, Any] = {}
-    for line in seen.lines:
-        last |= line
+    last = latest(seen.lines)
     if "loss" in last:
         yield spoken.say("fact_loss", loss=f"{last['loss']:.4f}")
     if "eval_loss" in last:

@@ -33,7 +33,7 @@ def config_of(source: Source) -> Any:
 
 
 def positions_of(config: Any) -> int:
-    """How many tokens a model has places for."""
+    """How many tokens a model has places for; where its config does not tell, there is no limit."""
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 

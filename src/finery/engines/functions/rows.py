@@ -6,7 +6,6 @@ Shapes: R rows, H heads of keys and values, C columns, D width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -170,17 +169,3 @@ class RowCache(Cache):
                 for held in (layer.keys, layer.values):
                     held[:, :, : window.end - columns] = held[:, :, columns : window.end].clone()  # type: ignore[index]
         window.start, window.end = 0, window.end - columns
-
-    def row(self, number: int, length: int) -> Sequence[tuple[Tensor, Tensor]]:
-        """The first `length` tokens' keys and values of a row, layer by layer, (1, H, length, D) each: views."""
-        first = self.window.end - self.lengths[number]
-        columns = slice(first, first + length)
-        return [(layer.keys[number : number + 1, :, columns], layer.values[number : number + 1, :, columns]) for layer in self.held]  # type: ignore[index]
-
-    def begin_with(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """An empty cache takes one row from what `row` gave."""
-        length = layers[0][0].shape[2]
-        for layer, (keys, values) in zip(self.held, layers, strict=True):
-            layer.update(keys, values)
-        self.lengths = [0]
-        self.advance(length)
