@@ -46,7 +46,7 @@ def test_the_page_tells_the_kept_figures(page: str) -> None:
         ours, peer, theirs = (found[who][name] for who in ("finery", "peer", "transformers"))
         to_peer, to_theirs = (found[f"ratio_to_{who}"][name] for who in ("peer", "transformers"))
         assert f"| {ours:.{digits}f} | {peer:.{digits}f} ({to_peer:.2f} ×) | {theirs:.{digits}f} ({to_theirs:.2f} ×) |" in text
-    assert found["finery"]["same_text"] is True and found["answers_in_turn"] >= 4
+    assert found["finery"]["same_text"] is True and found["answers_in_turn"] >= 4 and found["later_ends_earlier"] is True
 
 
 @pytest.mark.parametrize("page", ["predict.md", "predict_zh.md"])
