@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import finery
+from conftest import build_model
 from finery.cli import main
 from finery.commands.train import train
 from finery.run import Run
@@ -56,10 +57,11 @@ def test_a_chat_of_python_may_have_a_system_message(keys: Keys) -> None:
     assert isinstance(told, str)
 
 
-def test_ctrl_c_in_a_real_terminal(tiny_model: Path) -> None:
+def test_ctrl_c_in_a_real_terminal(tmp_path: Path) -> None:
     """A long answer is stopped by one SIGINT, the program goes on and leaves at `exit`."""
+    model = build_model(tmp_path / "model", max_position_embeddings=200_000)  # its answer is not over before the signal comes
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={tiny_model}", "max_new_tokens=100000", "do_sample=false"]
+    command = [sys.executable, "-m", "finery", "chat", f"model_name_or_path={model}", "max_new_tokens=100000", "do_sample=false"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever started the tests in the background has it ignored
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=heard)
     os.close(slave)
