@@ -37,14 +37,20 @@ def all_keys() -> tuple[Key, ...]:
     return (*own, *(Key(name, LOOP, _of_field(field)) for name, field in trainer_fields().items() if name not in gone))
 
 
+@cache
 def _choices() -> dict[str, list[str]]:
     """Keys whose values are names of files, or of what transformers has."""
     named = {key: registry.names() for registry, key in PARTS.values()}
     return named | {"template": template_names(), "lr_scheduler_type": list(enum_values("SchedulerType"))}
 
 
+@cache
+def _properties(group: type[OptionGroup]) -> Schema:
+    return group.model_json_schema()["properties"]
+
+
 def _of_group(group: type[OptionGroup], name: str) -> Schema:
-    found = {key: value for key, value in group.model_json_schema()["properties"][name].items() if key != "title"}
+    found = {key: value for key, value in _properties(group)[name].items() if key != "title"}
     about = {"description": found.pop("description", "")}
     found.pop("default", None)
     if not (field := group.model_fields[name]).is_required():

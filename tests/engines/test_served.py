@@ -1,5 +1,6 @@
 """What other libraries are given to answer with: GGUF files with everything merged, and adapters beside a model."""
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,26 @@ def test_openvino_takes_no_positions_that_it_would_compute_otherwise(base: Path,
     assert plain_positions_of(config, "openvino") == 512
     assert plain_positions_of(MistralConfig(sliding_window=64, max_position_embeddings=512), "openvino") == 64
     assert plain_positions_of(Qwen2Config(sliding_window=64, max_position_embeddings=512), "openvino") == 512, "no layer of it has one"
+
+
+class Stack(ctypes.Structure):
+    """On what signals are handled: `stack_t` of Linux."""
+
+    _fields_ = (("begins", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> int | None:
+    found = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.begins
+
+
+def test_signals_are_handled_on_memory_that_stays(base: Path) -> None:
+    """OpenVINO's plugin sets a stack for signals and unmaps it in whatever thread it is closed: signals wrote into what came there."""
+    before = signal_stack()
+    with opened("openvino", base) as engine:
+        assert answers(engine, base)
+        assert signal_stack() == before
 
 
 @pytest.mark.parametrize("kind", ["openvino", "llamacpp", "vllm", "sglang"])

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from conftest import build_model, build_tokenizer
 from finery.commands.export import export
+from finery.engines.openvino import loaded_apart
 from finery.errors import UserError
 from finery.models.gguf import convert
 from finery.models.gguf_reading import Contents
@@ -284,7 +285,7 @@ def other_program(file: Path, num_tokens: int) -> tuple[str, list[int], list[int
     """The prompt as its template writes it, the prompt's tokens, and the answer's."""
     import openvino_genai
 
-    pipe = openvino_genai.LLMPipeline(str(file), "CPU")
+    pipe = loaded_apart(lambda: openvino_genai.LLMPipeline(str(file), "CPU"))
     reader, settings = pipe.get_tokenizer(), openvino_genai.GenerationConfig()
     settings.max_new_tokens, settings.do_sample = num_tokens, False
     prompt = reader.apply_chat_template(FRANCE, add_generation_prompt=True)

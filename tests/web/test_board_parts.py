@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,14 @@ def test_runs_of_the_past_are_compared(two_runs: Roots) -> None:
     assert found["one"].row[3:] == ["3/3", "0.0000", ""]
     assert [[len(curve.points), curve.look] for curve in overlaid(list(found.values()))] == [[3, "c0"], [3, "c1"]]
     assert differing(found["one"], found["two"]) == [["learning_rate", "1e-4", "2e-4"], ["dataset", '["one"]', '["two"]']]
+
+
+# ------------------------------------------------------------------ start
+
+
+def test_the_page_is_built_without_torch(tmp_path: Path) -> None:
+    """Which takes as long to import as the page takes to be drawn."""
+    code = "import sys; from finery.web.app import build; from finery.web.board import Board; from finery.web.roots import Roots\n"
+    code += "from pathlib import Path; build(Board(Roots([Path.cwd()]))); print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "set()\n"

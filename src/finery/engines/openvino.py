@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finery.engines.base import Ask, Engine, EngineOptions, Source, Token
 from finery.engines.functions.asked import config_of, plain_positions_of, refuse
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from finery.engines.functions.answers import Answer
 
 __all__ = ["OpenVino"]
+
+Loaded = TypeVar("Loaded")
 
 _READS = "it reads the families llama, qwen2 and qwen3, in q8_0, f16 and some formats of 4 bits"
 _NO_ROOM = "OpenVINO has no room for the keys and values of this answer: give it more as 'openvino_config' ({cache_size: GB})"
@@ -118,10 +121,20 @@ def open_pipeline(file: Path, config: dict[str, Any], shared: EngineOptions) -> 
         setattr(scheduler, name, properties.pop(name))
     device = properties.pop("DEVICE", "CPU")
     try:
-        return genai.ContinuousBatchingPipeline(file, scheduler, device, properties)
+        return loaded_apart(lambda: genai.ContinuousBatchingPipeline(file, scheduler, device, properties))
     except (RuntimeError, TypeError, IndexError) as error:  # what it does not find in a file is an index error
         said = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check "))]
         raise UserError(f"OpenVINO cannot serve {file}: {said[0] if said else error}; {_READS}") from None
+
+
+def loaded_apart(load: Callable[[], Loaded]) -> Loaded:
+    """Load with OpenVINO in a thread that ends then.
+
+    Its plugin for processors gives the thread in which it is loaded a stack for signals of the plugin's own, and unmaps that when it is
+    closed, in whatever thread. Where another thread closes it, the first one's signals are then handled on memory that belongs to others.
+    """
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(load).result()
 
 
 def generation_config(answer: Answer) -> Any:

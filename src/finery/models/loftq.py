@@ -12,9 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finery.errors import UserError
 from finery.models.pissa import lora_layers
@@ -23,12 +21,17 @@ from finery.models.quantizers import QUANTIZERS
 from finery.models.quantizers.base import Quantizing
 from finery.models.shards import Shards
 
+if TYPE_CHECKING:
+    import torch
+
 FILE = "held_in.json"
 """How the base was held that an adapter belongs to, in its folder."""
 
 
 def starts_from_rounding(model: Any) -> None:
     """Let a fresh LoRA start so; raises `UserError` where the plain weights of a layer are not to be found."""
+    import torch
+
     base = model.get_base_model()
     plain = Shards(Path(base.config._name_or_path))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -60,6 +63,8 @@ def _save(save: Callable[..., None], opened: dict[str, Any], folder: str, **how:
 
 def held_in(folders: Sequence[Path]) -> tuple[Quantizing, torch.dtype] | None:
     """How the base must be held for these adapters, and the number format that it was loaded in; None: plainly."""
+    import torch
+
     for folder in folders:
         if (folder / FILE).exists():
             found = json.loads((folder / FILE).read_text(encoding="utf-8"))

@@ -1,11 +1,15 @@
 """In which number formats a run computes, and why."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from finery.compat import processor_flags
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ def choose_precision(bf16: bool | None, fp16: bool, pure_bf16: bool, device: tor
     `frozen_base` says that the base's weights are not trained (LoRA): they may then be held in half precision,
     while trained weights stay fp32 unless `pure_bf16`.
     """
+    import torch
+
     if pure_bf16:
         slow = device.type == "cpu" and not cpu_computes_bf16()
         return Precision(torch.bfloat16, torch.bfloat16, None, "this CPU has no bf16 instructions: pure_bf16 will be slow" if slow else "")
@@ -36,6 +42,8 @@ def choose_precision(bf16: bool | None, fp16: bool, pure_bf16: bool, device: tor
 
 
 def _refusal(asked: torch.dtype | None, device: torch.device) -> str:
+    import torch
+
     if asked is None:
         return ""
     if asked == torch.float16 and device.type != "cuda":
@@ -54,11 +62,15 @@ def cpu_computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def named_dtype(asked: str, own: torch.dtype) -> torch.dtype:
     """The number format that `infer_dtype` names; `auto` is the model's own."""
+    import torch
+
     return own if asked == "auto" else getattr(torch, asked)
 
 
 def inference_dtype(asked: str, own: torch.dtype, device: torch.device) -> torch.dtype:
     """The number format to answer in: `infer_dtype`, or for `auto` the model's own where the device computes it."""
+    import torch
+
     if asked != "auto":
         return named_dtype(asked, own)
     if device.type == "cpu" and (own == torch.float16 or (own == torch.bfloat16 and not cpu_computes_bf16())):

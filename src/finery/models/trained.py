@@ -1,13 +1,14 @@
 """What a run has trained, found again: for chat, export and whoever goes on with it."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from finery.errors import UserError
@@ -20,6 +21,9 @@ from finery.models.precision import inference_dtype
 from finery.models.quantized import is_held, own_quantization, widen
 from finery.models.quantizers.base import Quantizing
 from finery.models.rope import to_serve, trained_positions
+
+if TYPE_CHECKING:
+    import torch
 
 log = get_logger(__name__)
 
@@ -105,6 +109,8 @@ def load_trained(
 
     A base that comes in few bits is widened for that; raises `UserError` where its format cannot be.
     """
+    import torch
+
     merges = bool(trained.adapters)
     model = _wide_base(trained, tokenizer, trust_remote_code, torch.float32 if merges else dtype)
     return adapter.merge(model.to(merge_on), trained.adapters).to(dtype) if merges else model
@@ -150,6 +156,8 @@ def load_answering(
     trained: Trained, adapter: Adapter, tokenizer: Any, options: ModelOptions, asked: Quantizing | None, device: torch.device
 ) -> Any:
     """The model as it answers: on `device`, adapters merged; beside its weights where those are held in few bits, as they were trained."""
+    import torch
+
     dtype = inference_dtype(options.infer_dtype, trained_dtype(trained, options), device)
     if asked is None and not own_quantization(trained.base):
         return load_trained(trained, adapter, tokenizer, options.trust_remote_code, dtype, torch.device("cpu")).to(device)

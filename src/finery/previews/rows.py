@@ -16,7 +16,6 @@ from finery.data.rows.base import IGNORED, Cut, Row
 from finery.data.sets import BlockSet, PackedSet, SampleSet, UnitSet
 from finery.errors import UserError, suggestion
 from finery.run import Run
-from finery.training.sampler import StepSampler
 
 _PIECE = 1 << 16
 
@@ -132,6 +131,8 @@ class Preview:
 
     def step(self, number: int) -> Iterator[Shown]:
         """The rows that the optimizer step `number` (from 1) holds, all ranks together, in the order in which they are dealt."""
+        from finery.training.sampler import StepSampler
+
         units, order, size = self.sets.train, self.sets.order, self.prepared.step_size
         if units is None or order is None:
             raise UserError("--step: this run trains on nothing: give 'dataset'")

@@ -51,10 +51,16 @@ def texts(language: str) -> Texts:
     """A language's, over the English ones."""
     told: dict[str, Any] = {}
     for code in dict.fromkeys((FIRST, language if language in LANGUAGES else FIRST)):
-        for path in sorted(FOLDER.glob(f"*.{code}.yaml")):
-            for group, entries in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-                told.setdefault(group, {}).update(entries)
+        for group, entries in _of_files(code):
+            told.setdefault(group, {}).update(entries)
     return Texts(told)
+
+
+@cache
+def _of_files(code: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is there: all languages are read at the start
+    found = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in sorted(FOLDER.glob(f"*.{code}.yaml"))]
+    return [pair for groups in found for pair in groups.items()]
 
 
 def choices_of(spoken: Texts, id: str, choices: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from finery.engines.base import Ask, Piece, Stream, Token
-from finery.engines.functions.choosing import Chooser
 from finery.engines.functions.writing import Writer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Answer:
     """Takes token after token and hands pieces of text on."""
 
     def __init__(self, ask: Ask, tokenizer: Any, stop_ids: frozenset[int], longest: int, device: torch.device) -> None:
+        from finery.engines.functions.choosing import Chooser
+
         self.ask = ask
         self.stop_ids = stop_ids
         self.chooser = Chooser(ask, device)

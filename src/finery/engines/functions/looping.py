@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-import torch
-
 from finery.engines.base import Ask, Engine, Stream, Token
 from finery.engines.functions.answers import Answer
 from finery.engines.functions.asked import look_at
@@ -59,6 +57,8 @@ class LoopingEngine(Engine):
 
     def begin(self, ask: Ask) -> Stream:
         """Answers are generated at once; the library decides which of them wait."""
+        import torch
+
         look_at(ask, self.longest, self.adapters)
         answer = Answer(ask, self.tokenizer, self.stop_ids, self.longest, torch.device("cpu"))
         wish = self._wish(ask, answer.most)

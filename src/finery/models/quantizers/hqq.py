@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
-from torch import nn
-
 from finery.errors import UserError
 from finery.models.adapters.base import module_names
 from finery.models.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["HQQ"]
 
@@ -36,6 +33,8 @@ class HQQ(Quantizer):
     def read(self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
         """A model as transformers 4 saved it: what hqq's layers hold lies under their names in the safetensors files."""
         from hqq.core.quantize import HQQLinear
+        from safetensors.torch import load_file
+        from torch import nn
         from transformers import AutoModelForCausalLM
 
         weights = {name: weight for path in sorted(folder.glob("*.safetensors")) for name, weight in load_file(path).items()}
