@@ -18,7 +18,7 @@ import pytest
 from background import own_jobs
 
 _STARTS_WITHIN = 90  # seconds, on a machine that does other things too
-LONGEST = 180_000  # milliseconds for what a run or a model has to do first
+LONGEST = 90_000  # milliseconds for what a run or a model has to do first
 _LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of its own requests when a page is left
 
 
@@ -32,11 +32,11 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """`finery webui` in a new folder; it and the runs that it started are ended at the end."""
+def serving(folder: Path, *more: Path) -> Iterator[Served]:
+    """`finery webui` in a new folder, which may touch `more`; it and the runs that it started are ended at the end."""
     home = folder / "home"
     home.mkdir()
-    command = [sys.executable, "-P", "-m", "finery", "webui", "--port", "0"]
+    command = [sys.executable, "-P", "-m", "finery", "webui", "--port", "0", *(word for root in more for word in ("--root", str(root)))]
     with pytest.MonkeyPatch.context() as changed, own_jobs(folder / "jobs", changed), (folder / "said").open("w+") as said:
         began = time.monotonic()
         process = subprocess.Popen(command, cwd=home, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": ""})
@@ -140,7 +140,8 @@ class Window:
         try:
             self.page.wait_for_function(look, arg=[id, pattern], timeout=longest)
         except Exception as error:
-            raise AssertionError(f"#{id} shows {self.text(id)!r}, not /{pattern}/") from error
+            told = self.page.locator(".toast-body").all_inner_texts()
+            raise AssertionError(f"#{id} shows {self.text(id)!r}, not /{pattern}/; the page told {told}; faults: {self.faults}") from error
         return self.text(id)
 
     def holds(self, id: str, value: str) -> None:

@@ -22,8 +22,8 @@ Open = Callable[..., Window]
 
 
 @pytest.fixture(scope="module")
-def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("board")) as board:
+def served(browser: Any, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("board"), tiny_model) as board:
         yield board
 
 

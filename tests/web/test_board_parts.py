@@ -14,7 +14,9 @@ import pytest
 from finery.errors import UserError
 from finery.jobs import Job
 from finery.jobs.job import Status
+from finery.models.demo_model import demo_folder
 from finery.web.curves import Curve, picture, ticks
+from finery.web.named import DEMO, name_of
 from finery.web.past import differing, overlaid, past_runs
 from finery.web.roots import Roots
 from finery.web.saves import checkpoints, load_settings, model_folder, output_dir, runs_of, save_settings, saved_settings
@@ -68,7 +70,8 @@ def test_what_is_inside_passes(roots: Roots) -> None:
 def test_runs_have_folders_of_their_own(roots: Roots) -> None:
     assert output_dir(TOP, "first", roots) == "saves/Tiny-1B/lora/first"
     assert output_dir(TOP, "elsewhere/first", roots) == "elsewhere/first"
-    assert model_folder({**TOP, "top.model_name": "SmolLM2-135M-Instruct (demo)"}) == "SmolLM2-135M-Instruct"
+    assert model_folder({**TOP, "top.model_path": str(demo_folder())}) == "SmolLM2-135M-Instruct"
+    assert model_folder({**TOP, "top.model_name": DEMO}) == "Tiny-1B", "what is typed counts before it is named"
     assert model_folder({**TOP, "top.model_path": "x/<b>evil</b>/"}).isascii()
     with pytest.raises(UserError, match="give the run a name"):
         output_dir(TOP, " ", roots)
@@ -195,6 +198,13 @@ def test_runs_of_the_past_are_compared(two_runs: Roots) -> None:
     assert found["one"].row[3:] == ["3/3", "0.0000", ""]
     assert [[len(curve.points), curve.look] for curve in overlaid(list(found.values()))] == [[3, "c0"], [3, "c1"]]
     assert differing(found["one"], found["two"]) == [["learning_rate", "1e-4", "2e-4"], ["dataset", '["one"]', '["two"]']]
+
+
+def test_paths_are_called_as_the_list_calls_them() -> None:
+    assert name_of(str(demo_folder()), "Custom") == DEMO
+    assert name_of("Qwen/Qwen3-8B", DEMO) == name_of("Qwen/Qwen3-8B") != "Custom"
+    assert name_of("Qwen/Qwen3-8B", name_of("Qwen/Qwen3-8B")) == name_of("Qwen/Qwen3-8B")
+    assert name_of("models/mine", DEMO) == name_of(None) == name_of("") == "Custom"
 
 
 # ------------------------------------------------------------------ start

@@ -10,6 +10,7 @@ import yaml
 from finery.web.arguments import to_values
 from finery.web.board import Board
 from finery.web.form import controls
+from finery.web.named import name_of
 
 FIXED: Mapping[str, Mapping[str, Any]] = {
     "train": {"do_train": True, "plot_loss": True},
@@ -30,7 +31,7 @@ def form_of(board: Board, told: Mapping[str, Any], tab: str) -> dict[str, Any]:
         rest.pop(key, None)
     adapters = rest.pop("adapter_name_or_path", [])
     values["top.checkpoint_path"] = adapters if isinstance(adapters, list) else str(adapters).split(",")
-    values["top.model_name"] = "Custom"
+    values["top.model_name"] = name_of(values["top.model_path"])
     if f"{tab}.newest" in board.parts:
         found[f"{tab}.newest"] = False  # the model as it came, where no checkpoint is told
     found[f"{tab}.more"] = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True) if rest else ""

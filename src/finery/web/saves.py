@@ -13,6 +13,7 @@ import yaml
 from finery.errors import UserError
 from finery.files import replace_text
 from finery.models.trained import RUN_FILE
+from finery.web.named import CUSTOM, name_of
 from finery.web.roots import Roots
 
 SAVES = "saves"
@@ -26,10 +27,10 @@ _MOST_LISTED = 200
 
 def model_folder(held: Mapping[str, Any]) -> str:
     """What a model's folder is called."""
-    name = held["top.model_name"]
-    if name in (None, "", "Custom"):
-        name = Path(str(held["top.model_path"] or "Custom").rstrip("/")).name
-    return _UNFIT.sub("-", str(name).replace(" (demo)", "")).strip("-.") or "Custom"
+    name = name_of(held["top.model_path"], held["top.model_name"])  # a path that has just been typed is not named yet
+    if name == CUSTOM:
+        name = Path(str(held["top.model_path"] or CUSTOM).rstrip("/")).name
+    return _UNFIT.sub("-", name.replace(" (demo)", "")).strip("-.") or CUSTOM
 
 
 def output_dir(held: Mapping[str, Any], name: str, roots: Roots) -> str:

@@ -33,7 +33,7 @@ class Source:
         chosen = [f"top.{name}" for name in ("model_name", "model_path", "finetuning_type", "checkpoint_path")]
         parts = board.parts
         events = [parts[f"tabs.{tab}"].select, *(parts[id].change for id in (*chosen, f"{tab}.newest"))]
-        board.on(events, self.told, [*chosen, f"{tab}.newest", "top.lang"], [f"{tab}.source"])
+        board.on(events, self.told, [*chosen, f"{tab}.newest", "top.lang"], [f"{tab}.source"], trigger_mode="always_last")
 
     def taken(self, held: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the page holds, with the newest run as its checkpoint where that counts."""

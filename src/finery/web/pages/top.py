@@ -7,21 +7,16 @@ from typing import Any
 
 import gradio as gr
 
-from finery.errors import UserError
-from finery.hub import Hub, active_hub
+from finery.hub import active_hub
 from finery.models.adapters import ADAPTERS
-from finery.models.demo_model import demo_folder
 from finery.models.listed import listed_models
 from finery.models.quantizers import QUANTIZERS
 from finery.web.board import Board
+from finery.web.named import CUSTOM, DEMO, HUBS, name_of, path_of
 from finery.web.saves import checkpoints
 from finery.web.texts import LANGUAGES, texts
 from finery.web.verdict import verdict
 
-DEMO = "SmolLM2-135M-Instruct (demo)"
-"""The model that needs no hub."""
-CUSTOM = "Custom"
-_HUBS: dict[str, Hub] = {"huggingface": "hf", "modelscope": "ms", "openmind": "om"}
 _BITS = {"bnb": ("8", "4"), "hqq": ("8", "6", "5", "4", "3", "2", "1"), "eetq": ("8",), "torchao": ("8", "4"), "quanto": ("8", "4", "2")}
 
 
@@ -34,7 +29,7 @@ def build(board: Board) -> None:
     with gr.Row():
         board.control("top.model_name", choices=[DEMO, *listed_models(), CUSTOM], value=DEMO, scale=2)
         board.control("top.model_path", scale=2)
-        board.control("top.hub_name", value=next(name for name, hub in _HUBS.items() if hub == active_hub()))
+        board.control("top.hub_name", value=next(name for name, hub in HUBS.items() if hub == active_hub()))
     with gr.Row():
         board.control("top.finetuning_type")
         board.control("top.checkpoint_path", scale=2)
@@ -62,6 +57,9 @@ def _wire(board: Board) -> None:
         [*model, "top.model_path"],
         ["top.model_path", "top.template"],
     )
+    board.on(
+        [parts["top.model_path"].change], _name_model, ["top.model_name", "top.model_path"], ["top.model_name"], trigger_mode="always_last"
+    )
     seen = ["top.model_path", "top.template", "top.lang"]
     board.on(
         [parts["top.model_path"].change, parts["top.template"].change, parts["top.lang"].change],
@@ -84,14 +82,13 @@ def _wire(board: Board) -> None:
 def _choose_model(held: Mapping[str, Any]) -> tuple[Any, Any]:
     """Its path and its template: the tokenizer's own, and the list's where there is none, which is what `auto` means."""
     name = held["top.model_name"]
-    if name == DEMO:
-        return str(demo_folder()), "auto"
-    if name not in listed_models():
-        return (gr.skip(), "auto") if name == CUSTOM else (name or "", "auto")
-    hub = _HUBS[held["top.hub_name"]]
-    if (id := listed_models()[name].ids.get(hub)) is None:
-        raise UserError(f"{name} is not on {held['top.hub_name']}; choose another hub")
-    return id, "auto"
+    return (gr.skip() if name in (CUSTOM, None, "") else path_of(name, held["top.hub_name"])), "auto"
+
+
+def _name_model(held: Mapping[str, Any]) -> Any:
+    """A path that is typed is no longer the model that was named above it."""
+    name = name_of(held["top.model_path"], held["top.model_name"])
+    return gr.skip() if name == held["top.model_name"] else name
 
 
 def _list_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:

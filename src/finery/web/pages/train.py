@@ -16,7 +16,6 @@ from finery.web.data_row import DataRow
 from finery.web.form import controls
 from finery.web.keys_panel import KeysPanel
 from finery.web.live import Live
-from finery.web.pages.top import DEMO
 from finery.web.restoring import FIXED, form_of
 from finery.web.run_panel import RunPanel, need_data
 from finery.web.saves import new_name
@@ -92,4 +91,4 @@ def fill_example(board: Board) -> dict[str, Any]:
     for key, value in filled.items():
         text = text.replace(f"{{{key}}}", json.dumps(value))
     keys = {key: value for key, value in yaml.safe_load(text).items() if key not in LEFT_OUT}
-    return {**form_of(board, keys | {"val_size": 0.05}, "train"), "top.model_name": DEMO}
+    return form_of(board, keys | {"val_size": 0.05}, "train")
