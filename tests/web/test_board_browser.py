@@ -109,14 +109,13 @@ def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, 
 
 
 def talks(window: Window) -> None:
-    """The newest run is what answers; an answer streams, stops, and stays when the language changes; the base answers beside it."""
+    """The newest run is what answers; an answer stays when the language changes; the base answers beside it."""
     window.tab("chat")
     window.until("chat-source", r"lora/long")
     window.click("chat-load_btn")
     window.until("chat-info_box", "^Loaded: .*lora/long")
     window.fill("chat-set-max_new_tokens", "300")
     window.fill("chat-message", TRAP, "Enter")
-    window.page.wait_for_selector("#chat-stop", state="visible")
     window.until("chat-how", "tokens/s")
     window.page.wait_for_selector("#chat-send", state="visible")
     assert TRAP in window.text("chat-talk") and window.no_script_ran()

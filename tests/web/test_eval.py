@@ -89,10 +89,11 @@ def test_the_keys_of_a_run(tab: Drawn) -> None:
 def test_the_newest_finished_run_is_taken_unless_told_otherwise(tab: Drawn, tmp_path: Path) -> None:
     assert "adapter_name_or_path" not in keys_of(tab)
     assert "as it came" in tab.press("eval.newest", "change")["eval.source"]
-    finished_run(tmp_path, "old", **ADAPTER)
     shutil.copytree(finished_run(tmp_path, "halfway") / ".", tmp_path / "saves/tiny/lora/halfway/checkpoint-5", dirs_exist_ok=True)
     for name, text in ADAPTER.items():
         (tmp_path / "saves/tiny/lora/halfway/checkpoint-5" / name.replace("__", ".")).write_text(text)
+    assert keys_of(tab)["adapter_name_or_path"] == ["saves/tiny/lora/halfway/checkpoint-5"], "nothing has finished"
+    finished_run(tmp_path, "old", **ADAPTER)
     assert keys_of(tab)["adapter_name_or_path"] == ["saves/tiny/lora/old"], "checkpoints of an unfinished run are not taken unasked"
     assert "saves/tiny/lora/old" in tab.press("eval.newest", "change")["eval.source"]
     chosen = ["saves/tiny/lora/halfway/checkpoint-5"]

@@ -17,9 +17,17 @@ from finery.web.texts import texts
 
 
 def newest_run(roots: Roots, held: Mapping[str, Any]) -> str | None:
-    """The finished run of this model, tuned in this way, that wrote last; its checkpoints alone are not taken unasked."""
+    """The finished run of this model, tuned in this way, that wrote last; where none has finished, the newest run's last checkpoint."""
     there = checkpoints(roots, held, ADAPTERS[held["top.finetuning_type"]].takes_adapters)
-    return next((path for path in there if not Path(path).name.startswith("checkpoint-")), None)
+    finished = next((path for path in there if not _is_checkpoint(path)), None)
+    if finished is not None or not there:
+        return finished
+    return [path for path in there if Path(path).parent == Path(there[0]).parent][-1]
+
+
+def _is_checkpoint(path: str) -> bool:
+    """Whether a folder is a run's on its way."""
+    return Path(path).name.startswith("checkpoint-")
 
 
 class Source:
