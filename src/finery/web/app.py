@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from finery.web.chat_box import CSS, ChatBox
 from finery.web.form import controls
 from finery.web.live import Live
 from finery.web.pages import chat, data, evaluate, export, runs, top, train
-from finery.web.texts import preferred, texts
+from finery.web.texts import LANGUAGES, texts
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 TABS = {
@@ -33,8 +35,30 @@ LOOK: dict[str, Any] = {
 }
 """How the page looks, as Gradio's `launch` takes it; fonts are the reader's own, nothing is fetched from elsewhere."""
 
-_OPEN_TAB = "() => { document.getElementById(`tab-${location.hash.slice(1)}-button`)?.click(); window.tabsRestored = true; }"
-"""The tab that was open is named in the address; the first one is opened before that is read."""
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+_FIRST = """() => {
+    const text = localStorage.getItem("finery-board") ?? "", codes = %s;
+    window.held = JSON.parse(text || "{}");
+    const own = navigator.languages.map(one => one.toLowerCase().split("-")[0]).find(code => codes.includes(code));
+    const language = window.held["top.lang"] ?? own ?? codes[0];
+    window.pending = (text && text !== "{}" ? 1 : 0) + (language === codes[0] ? 0 : 1);
+    return [text === "{}" ? "" : text, language, window.held["top.model_path"] ?? %s];
+}"""
+"""What this browser holds of an earlier visit, its language, and a model to begin with."""
+_KEEP = """value => {
+    (window.held ??= {})[%s] = value;
+    localStorage.setItem("finery-board", JSON.stringify(window.held));
+    return [];
+}"""
+_OPEN_TAB = """async () => {
+    if (%s === 0) {
+        for (const _ of "12") await new Promise(requestAnimationFrame); // until what was set is shown
+        document.getElementById(`tab-${location.hash.slice(1)}-button`)?.click();
+        window.tabsRestored = true;
+    }
+}"""
+"""When all is there that was there before, the tab is opened that was open: it is named in the address."""
 
 
 def build(board: Board) -> gr.Blocks:
@@ -53,51 +77,47 @@ def build(board: Board) -> gr.Blocks:
                     elif isinstance(drawn, ChatBox):
                         box = drawn
         _remember(board, page, lives)
-        _speak(board, page, box)
+        _speak(board, box)
     return page
 
 
 def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
-    """What the controls hold is kept in the browser, and is there again when the page is opened anew; runs are found by their files."""
-    ids = ["top.lang", *(id for id in board.parts if id in controls() and not controls()[id].secret and id != "top.lang")]
+    """What the controls hold is kept in the browser, one by one as it changes, and is there again when the page is opened anew.
+
+    For every part that an event takes or gives, Gradio searches the whole page: those who come for the first time wait for none.
+    """
+    ids = [id for id in board.parts if id in controls() and not controls()[id].secret and id != "top.lang"]
     ids += [id for id in board.parts if id.endswith((".output_dir", ".more")) and not id.startswith("section.")]
-    kept = gr.BrowserState({}, storage_key="finery-board")
-    parts = board.some(ids)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.on([part.change for part in parts], None, parts, kept, js=f"(...held) => [{_as_object(ids)}]", **quiet)
+    for id in ["top.lang", *ids]:
+        board.parts[id].change(None, [board.parts[id]], None, js=_KEEP % json.dumps(id), **_QUIET)
+    kept = gr.Textbox(visible="hidden", elem_id="kept")
 
-    def restore(told: Mapping[str, Any] | None, request: gr.Request) -> dict[Any, Any]:
-        known = told or {"top.model_path": str(demo_folder())}
-        held = {"top.lang": preferred(request.headers.get("accept-language", "")), **known}
-        updates = {part: _given(update) for part, update in board.switch_language(held["top.lang"]).items()}
-        for id, value in held.items():
-            if id in board.parts and value is not None:
-                updates.setdefault(board.parts[id], {})["value"] = value
-        for live in lives:
-            updates.setdefault(board.parts[f"{live.tab}.job"], {}).update(_given(live.watch()))
-        return {part: gr.update(**given) for part, given in updates.items()}
+    def restore(text: str) -> dict[Any, Any]:
+        held = json.loads(text or "{}")
+        return {board.parts[id]: gr.update(value=held[id]) for id in ids if held.get(id) is not None}
 
-    every = list(dict.fromkeys([*board.speaking(), *parts, *(board.parts[f"{live.tab}.job"] for live in lives)]))
+    first = [kept, board.parts["top.lang"], board.parts["top.model_path"]]
+    begins = page.load(None, None, first, js=_FIRST % (json.dumps(list(LANGUAGES)), json.dumps(str(demo_folder()))), **_QUIET)
+    begins.then(None, js=_OPEN_TAB % "window.pending", **_QUIET)
+    kept.change(restore, [kept], board.some(ids), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
     for name in TABS:
         board.parts[f"tabs.{name}"].select(
-            None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **quiet
+            None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **_QUIET
         )
-    page.load(restore, [kept], every, **quiet).then(None, js=_OPEN_TAB, **quiet)
+        opened = partial(_watched, name, lives)
+        board.parts[f"tabs.{name}"].select(opened, None, [live.timer for live in lives], **_QUIET)
+    jobs = board.some([f"{live.tab}.job" for live in lives])
+    page.load(lambda: [live.watch() for live in lives], None, jobs, **_QUIET)
 
 
-def _speak(board: Board, page: gr.Blocks, box: ChatBox | None) -> None:
+def _watched(tab: str, lives: Sequence[Live]) -> list[Any]:
+    """Only the tab that is seen follows its job."""
+    return [gr.update(active=live.tab == tab) for live in lives]
+
+
+def _speak(board: Board, box: ChatBox | None) -> None:
     """The language that is chosen, or was chosen in this browser, is that of every part; at first it is the browser's own."""
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     lang = board.parts["top.lang"]
-    lang.input(board.switch_language, [lang], board.speaking(), **quiet)
+    lang.change(board.switch_language, [lang], board.speaking(), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
     if box is not None:
-        lang.change(box.in_language, [lang, *box.inputs], box.named, **quiet)
-
-
-def _given(update: Any) -> dict[str, Any]:
-    return {key: value for key, value in (update or {}).items() if key != "__type__"}
-
-
-def _as_object(ids: list[str]) -> str:
-    """A JavaScript object of what the parts hold, in the order of `ids`."""
-    return "{" + ", ".join(f"{id!r}: held[{number}]" for number, id in enumerate(ids)) + "}"
+        lang.change(box.in_language, [lang, *box.inputs], box.named, **_QUIET)

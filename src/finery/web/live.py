@@ -34,7 +34,7 @@ class Live:
                 board.add(f"{tab}.rate_viewer", gr.HTML, scale=2, min_width=280)
         board.add(f"{tab}.output_box", gr.HTML)
         self.drawn = gr.State("")  # the signature of the curves that this page shows
-        self.timer = gr.Timer(EVERY_SECONDS, active=True)
+        self.timer = gr.Timer(EVERY_SECONDS, active=tab == "train")  # the tab that is seen first
         board.parts[f"{tab}.drawn"] = self.drawn
         self._wire()
 
