@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from background import own_jobs
+from finery.web.texts import LANGUAGES
 
 _STARTS_WITHIN = 90  # seconds, on a machine that does other things too
 LONGEST = 90_000  # milliseconds for what a run or a model has to do first
-_LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of its own requests when a page is left
+_LEAVING = ("AbortError", "aborted", "Connection errored out")  # what Gradio says of its own requests when a page is left
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Window:
     def __post_init__(self) -> None:
         page = self.page
         page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("pageerror", lambda error: self._complain(str(error)))
         page.on("console", lambda said: said.type == "error" and self._complain(said.text))
         page.on("response", lambda told: told.status >= 400 and self._complain(f"{told.status} {told.url}"))
         page.on("request", lambda asked: self._foreign(asked.url) and self.faults.append(f"asked {asked.url}"))
@@ -96,6 +97,14 @@ class Window:
         """As F5 does."""
         self.leaves = True
         self.page.reload()
+        self.ready()
+        self.leaves = False
+
+    def speak(self, language: str) -> None:
+        """Choose a language: the page is then opened in it."""
+        self.leaves = True
+        self.choose("top-lang", LANGUAGES[language])
+        self.page.wait_for_url(f"**/{language}/**")
         self.ready()
         self.leaves = False
 

@@ -109,7 +109,7 @@ def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, 
 
 
 def talks(window: Window) -> None:
-    """The newest run is what answers; an answer stays when the language changes; the base answers beside it."""
+    """The newest run is what answers; the base answers beside it."""
     window.tab("chat")
     window.until("chat-source", r"lora/long")
     window.click("chat-load_btn")
@@ -119,11 +119,6 @@ def talks(window: Window) -> None:
     window.until("chat-how", "tokens/s")
     window.page.wait_for_selector("#chat-send", state="visible")
     assert TRAP in window.text("chat-talk") and window.no_script_ran()
-    window.choose("top-lang", LANGUAGES["zh"])
-    window.until("chat-send", texts("zh").part("box.send")["value"])
-    assert TRAP in window.text("chat-talk")
-    window.choose("top-lang", LANGUAGES["en"])
-    window.until("chat-send", "Send")
     window.page.click("#section-chat-both button")
     window.fill("chat-both_question", TRAP, "Enter")
     window.until("chat-tuned_answer", r"Tuned model\s+\S")
@@ -177,13 +172,12 @@ def unsaid(window: Window, language: str) -> tuple[set[str], list[str]]:
 
 
 def test_every_tab_in_every_language(opened: Open) -> None:
-    """Changed in the page, each part says what it has to in that language; the choice is there again when the page is."""
+    """Chosen in the page, each part says what it has to in that language; the choice is there again when the page is opened anew."""
     window = opened()
     first: dict[str, set[str]] = {}
     for language in [*list(LANGUAGES)[1:], "en"]:
-        window.choose("top-lang", LANGUAGES[language])
+        window.speak(language)
         for tab in TABS:
-            window.until(f"tab-{tab}-button", texts(language).part(f"tabs.{tab}")["label"])
             window.tab(tab)
             seen, missing = unsaid(window, language)
             for _ in range(50):
@@ -195,7 +189,7 @@ def test_every_tab_in_every_language(opened: Open) -> None:
             assert first.setdefault(tab, seen) == seen
             assert len(seen) > 10
         if language == "zh":
-            window.reload()
+            window.open("runs")
             assert unsaid(window, language)[1] == []
     asked = opened(locale="ko-KR")
     asked.until("tab-train-button", texts("ko").part("tabs.train")["label"])
@@ -209,7 +203,7 @@ def test_two_windows_and_a_refresh_on_every_tab(opened: Open) -> None:
     one, other = opened(), opened()
     one.fill("train-max_samples", "77")
     other.fill("train-max_samples", "88")
-    one.choose("top-lang", LANGUAGES["ru"])
+    one.speak("ru")
     one.until("train-start_btn", texts("ru").part("train.start_btn")["value"])
     assert "Start" in other.text("train-start_btn")
     for window, number in ((one, "77"), (other, "88")):
@@ -305,7 +299,7 @@ def test_the_whole_demo_and_its_pictures(
     folder = Path(os.environ.get("FINERY_PICTURES") or tmp_path_factory.mktemp("pictures"))
     folder.mkdir(parents=True, exist_ok=True)
     for language in ("en", "zh"):
-        window.choose("top-lang", LANGUAGES[language])
+        window.speak(language)
         for tab in TABS:
             window.tab(tab)
             window.page.wait_for_timeout(3000)  # its curves and lists follow their clock

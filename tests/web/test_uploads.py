@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from finery.web.gate import Access, Gate
-from finery.web.server import app_of, place_for
+from finery.web.server import board_of, place_for
 
 LIMIT = 1 << 20
 EDGE = "edge"
@@ -30,7 +30,7 @@ def port(drawn: Any) -> Iterator[int]:
     place = place_for(None, 0, None, {})
 
     async def build() -> Gate:
-        return app_of(drawn.page, place, LOOK, uploads_bytes=drawn.upload_bytes)
+        return board_of(lambda language: drawn.page, place, LOOK, drawn.upload_bytes)
 
     server = uvicorn.Server(uvicorn.Config(asyncio.run(build()), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place.taken]}, daemon=True)
@@ -55,7 +55,7 @@ def send(port: int, sent: bytes, **headers: str) -> tuple[int, bytes]:
     told = {"content-type": f"multipart/form-data; boundary={EDGE}", "content-length": str(len(sent))}
     told |= {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        connection.putrequest("POST", "/gradio_api/upload")
+        connection.putrequest("POST", "/en/gradio_api/upload")
         for name, value in told.items():
             if value:
                 connection.putheader(name, value)

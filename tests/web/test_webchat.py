@@ -37,7 +37,7 @@ def opened(browser: Any, webchat: Any) -> Iterator[Open]:
 
 USER, BOT = '#talk [data-testid="user"]', '#talk [data-testid="bot"]'
 DONE = """number => document.querySelectorAll('#talk [data-testid="user"]').length === number
-    && document.querySelector('#how').innerText.includes('token') && document.querySelector('#send')?.offsetParent !== null"""
+    && document.querySelector('#how')?.innerText.includes('token') && document.querySelector('#send')?.offsetParent !== null"""
 
 
 def say(page: Any, text: str, ends: bool = True) -> None:

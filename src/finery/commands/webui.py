@@ -2,8 +2,9 @@
 
 import os
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finery.commands.chat import open_engine
 from finery.compat import is_on, need, num_ranks
@@ -45,13 +46,18 @@ def run(args: Namespace, words: list[str]) -> int:
         from finery.web.app import LOOK, build
         from finery.web.board import Board
         from finery.web.loaded import Loaded
-        from finery.web.server import app_of, serve
+        from finery.web.server import board_of, serve
+        from finery.web.texts import FIRST
         from finery.web.uploads import uploads_folder
 
         is_demo = args.demo or is_on("DEMO_MODE")
-        board = Board(roots_of(args.root), is_demo, _demo_keys() if is_demo else {}, loaded=Loaded(open_engine))
+        board = Board(roots_of(args.root), FIRST, is_demo, _demo_keys() if is_demo else {}, loaded=Loaded(open_engine))
+
+        def draw(language: str) -> Any:
+            return build(replace(board, language=language, parts={}))
+
         with uploads_folder():
-            serve(app_of(build(board), place, LOOK, 0 if is_demo else board.upload_bytes), place)
+            serve(board_of(draw, place, LOOK, 0 if is_demo else board.upload_bytes), place)
     finally:
         place.taken.close()
     return 0

@@ -13,11 +13,11 @@ from gradio.themes import Default
 
 from finery.models.demo_model import demo_folder
 from finery.web.board import Board
-from finery.web.chat_box import CSS, ChatBox
+from finery.web.chat_box import CSS
 from finery.web.form import controls
+from finery.web.languages import COOKIE
 from finery.web.live import Live
 from finery.web.pages import chat, data, evaluate, export, runs, top, train
-from finery.web.texts import LANGUAGES, texts
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 TABS = {
@@ -38,17 +38,20 @@ LOOK: dict[str, Any] = {
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 _FIRST = """() => {
-    const text = localStorage.getItem("finery-board") ?? "", codes = %s;
+    const text = localStorage.getItem("finery-board") ?? "";
     window.held = JSON.parse(text || "{}");
-    const own = navigator.languages.map(one => one.toLowerCase().split("-")[0]).find(code => codes.includes(code));
-    const language = window.held["top.lang"] ?? own ?? codes[0];
-    window.pending = (text && text !== "{}" ? 1 : 0) + (language === codes[0] ? 0 : 1);
-    return [text === "{}" ? "" : text, language, window.held["top.model_path"] ?? %s];
+    window.pending = text ? 1 : 0;
+    return [text, window.held["top.model_path"] ?? %s];
 }"""
-"""What this browser holds of an earlier visit, its language, and a model to begin with."""
+"""What this browser holds of an earlier visit, and a model to begin with."""
 _KEEP = """value => {
     (window.held ??= {})[%s] = value;
     localStorage.setItem("finery-board", JSON.stringify(window.held));
+    return [];
+}"""
+_SPEAK = """language => {
+    document.cookie = `%s=${language}; path=/; max-age=31536000; SameSite=Lax`;
+    location.href = `../${language}/${location.hash}`;
     return [];
 }"""
 _OPEN_TAB = """async () => {
@@ -66,18 +69,16 @@ def build(board: Board) -> gr.Blocks:
     with gr.Blocks(title="Finery", analytics_enabled=False) as page:
         top.build(board)
         lives: list[Live] = []
-        box: ChatBox | None = None
         with gr.Tabs():
             for name, tab in TABS.items():
-                with gr.Tab(**texts("en").part(f"tabs.{name}"), id=name, elem_id=f"tab-{name}") as made:
+                with gr.Tab(**board.texts.part(f"tabs.{name}"), id=name, elem_id=f"tab-{name}") as made:
                     board.parts[f"tabs.{name}"] = made
                     drawn = tab.build(board)
                     if isinstance(drawn, Live):
                         lives.append(drawn)
-                    elif isinstance(drawn, ChatBox):
-                        box = drawn
         _remember(board, page, lives)
-        _speak(board, box)
+        lang = board.parts["top.lang"]
+        lang.input(None, [lang], None, js=_SPEAK % COOKIE, **_QUIET)
     return page
 
 
@@ -88,7 +89,7 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
     """
     ids = [id for id in board.parts if id in controls() and not controls()[id].secret and id != "top.lang"]
     ids += [id for id in board.parts if id.endswith((".output_dir", ".more")) and not id.startswith("section.")]
-    for id in ["top.lang", *ids]:
+    for id in ids:
         board.parts[id].change(None, [board.parts[id]], None, js=_KEEP % json.dumps(id), **_QUIET)
     kept = gr.Textbox(visible="hidden", elem_id="kept")
 
@@ -96,8 +97,8 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
         held = json.loads(text or "{}")
         return {board.parts[id]: gr.update(value=held[id]) for id in ids if held.get(id) is not None}
 
-    first = [kept, board.parts["top.lang"], board.parts["top.model_path"]]
-    begins = page.load(None, None, first, js=_FIRST % (json.dumps(list(LANGUAGES)), json.dumps(str(demo_folder()))), **_QUIET)
+    first = [kept, board.parts["top.model_path"]]
+    begins = page.load(None, None, first, js=_FIRST % json.dumps(str(demo_folder())), **_QUIET)
     begins.then(None, js=_OPEN_TAB % "window.pending", **_QUIET)
     kept.change(restore, [kept], board.some(ids), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
     for name in TABS:
@@ -113,11 +114,3 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
 def _watched(tab: str, lives: Sequence[Live]) -> list[Any]:
     """Only the tab that is seen follows its job."""
     return [gr.update(active=live.tab == tab) for live in lives]
-
-
-def _speak(board: Board, box: ChatBox | None) -> None:
-    """The language that is chosen, or was chosen in this browser, is that of every part; at first it is the browser's own."""
-    lang = board.parts["top.lang"]
-    lang.change(board.switch_language, [lang], board.speaking(), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
-    if box is not None:
-        lang.change(box.in_language, [lang, *box.inputs], box.named, **_QUIET)

@@ -14,25 +14,31 @@ from finery.errors import UserError
 from finery.web.form import Control, controls
 from finery.web.loaded import Loaded
 from finery.web.roots import Roots
-from finery.web.texts import LANGUAGES, Texts, choices_of, texts
+from finery.web.texts import FIRST, Texts, choices_of, texts
 
 
 @dataclass
 class Board:
-    """Pages add their parts; `switch_language` then renews all of their texts at once."""
+    """Pages add their parts, drawn in one language."""
 
     roots: Roots
+    language: str = FIRST
     is_demo: bool = False  # for public places: nothing is trained, and no path is taken
     demo_keys: Mapping[str, Any] = field(default_factory=dict)  # of the one model that such a page talks with
     upload_bytes: int = 256 << 20  # of one file that is sent
     parts: dict[str, Any] = field(default_factory=dict)
     loaded: Loaded = field(default_factory=Loaded)  # what the chat answers with, in all windows
 
+    @property
+    def texts(self) -> Texts:
+        """What the page says."""
+        return texts(self.language)
+
     # ------------------------------------------------------------------ drawing
 
     def add(self, id: str, part: Callable[..., Any], **given: Any) -> Any:
         """A part that is no control of `controls.yaml`: a button, a box; its texts come from the files."""
-        said = texts("en").part(id)
+        said = self.texts.part(id)
         made = part(**{**said, **given}, elem_id=id.replace(".", "-"))
         self.parts[id] = made
         return made
@@ -40,7 +46,7 @@ class Board:
     def control(self, id: str, **given: Any) -> Any:
         """One control, drawn as its options say."""
         control = controls()[id]
-        made = _draw(control, {**texts("en").part(id), **given})
+        made = _draw(control, {**self.texts.part(id), **given}, self.texts)
         self.parts[id] = made
         return made
 
@@ -58,7 +64,7 @@ class Board:
     def folded(self, tab: str, section: str, **given: Any) -> Iterator[None]:
         """A section that opens when asked."""
         id = f"{tab}.{section}"
-        with gr.Accordion(texts("en").section(id), open=False, **given, elem_id=f"section-{tab}-{section}") as made:
+        with gr.Accordion(self.texts.section(id), open=False, **given, elem_id=f"section-{tab}-{section}") as made:
             self.parts[f"section.{id}"] = made
             yield
 
@@ -99,27 +105,6 @@ class Board:
 
         return gr.on(triggers, called, self.some(ids), self.some(outputs), api_visibility="private", show_progress="hidden")
 
-    # ------------------------------------------------------------------ languages
-
-    def switch_language(self, language: str) -> dict[Any, Any]:
-        """Updates for every part that says something."""
-        spoken = texts(language)
-        updates: dict[Any, Any] = {}
-        for id, part in self.parts.items():
-            said: dict[str, Any] = {"label": spoken.section(id.removeprefix("section."))} if id.startswith("section.") else spoken.part(id)
-            if isinstance(part, (gr.Dropdown, gr.Radio)) and id in controls() and (shown := _choices(controls()[id], spoken)):
-                said["choices"] = shown
-            if said:
-                updates[part] = gr.update(**said)
-        return updates
-
-    def speaking(self) -> list[Any]:
-        """The parts that `switch_language` gives updates for."""
-        every: dict[Any, Any] = {}
-        for language in LANGUAGES:
-            every |= self.switch_language(language)
-        return list(every)
-
 
 @contextmanager
 def _told() -> Iterator[None]:
@@ -130,17 +115,17 @@ def _told() -> Iterator[None]:
         raise gr.Error(html.escape(str(error)), duration=15, print_exception=False) from None
 
 
-def _draw(control: Control, given: dict[str, Any]) -> Any:
+def _draw(control: Control, given: dict[str, Any], spoken: Texts) -> Any:
     shared = {"elem_id": control.id.replace(".", "-"), "interactive": True, "value": control.begins, **given}
     if control.kind == "slider":
         return gr.Slider(control.least or 0, control.most or 1, step=control.step, **shared)
     if control.kind == "switch":
         return gr.Checkbox(**shared)
     if control.kind == "choice":
-        own = {"choices": _choices(control, texts("en")), "multiselect": control.many, "allow_custom_value": control.free}
+        own = {
+            "choices": choices_of(spoken, control.id, control.choices or ()),
+            "multiselect": control.many,
+            "allow_custom_value": control.free,
+        }
         return gr.Dropdown(**{**own, **shared})
     return gr.Textbox(**{"type": "password" if control.secret else "text", "max_lines": 1, **shared})
-
-
-def _choices(control: Control, spoken: Texts) -> list[tuple[str, str]]:
-    return choices_of(spoken, control.id, control.choices or ())

@@ -57,13 +57,21 @@ class Session:
 class ChatBox:
     """Built inside of `gr.Blocks`. `speaker` tells who answers; nothing where no model is loaded."""
 
-    def __init__(self, speaker: Callable[[], Speaker | None], options: TalkOptions, shows_thinking: bool = True, prefix: str = "") -> None:
-        """`prefix` goes before the ids of its elements."""
+    def __init__(
+        self,
+        speaker: Callable[[], Speaker | None],
+        options: TalkOptions,
+        shows_thinking: bool = True,
+        prefix: str = "",
+        language: str = FIRST,
+    ) -> None:
+        """`prefix` goes before the ids of its elements; it is drawn in `language`."""
+        self.drawn_in = language
         self.prefix = prefix
         self.speaker = speaker
         self.options = options
         self.session = gr.State(Session(), time_to_live=24 * 3600, delete_callback=_end)
-        self.language = gr.State(FIRST)
+        self.language = gr.State(language)
         self._named: list[tuple[Any, Callable[[str], dict[str, Any]]]] = []  # components, and their texts in a language
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
@@ -81,7 +89,7 @@ class ChatBox:
         return component
 
     def _build_talk(self) -> None:
-        words = texts(FIRST).told["box"]
+        words = texts(self.drawn_in).told["box"]
         self.shown = gr.Chatbot(
             elem_id=self._id("talk"), elem_classes="chat-talk", buttons=["copy"], show_label=False, feedback_options=None, **words["talk"]
         )
@@ -111,7 +119,7 @@ class ChatBox:
                 setattr(self, name, self._name(button, name))
 
     def _build_settings(self, shows_thinking: bool) -> None:
-        words = texts(FIRST).told["box"]
+        words = texts(self.drawn_in).told["box"]
         self.system = self._name(gr.Textbox(elem_id=self._id("system"), lines=2, max_lines=12, **words["system"]), "system")
         self.tools = self._name(
             gr.Textbox(elem_id=self._id("tools"), elem_classes="chat-tools", lines=2, max_lines=16, **words["tools"]), "tools"
@@ -122,7 +130,7 @@ class ChatBox:
         for group, names, opened in (("sampling", self.options.first, True), ("more", rest, False)):
             with self._name(gr.Accordion(open=opened, elem_id=self._id(group), **words[group]), group):
                 for name in names:
-                    self.settings[name] = widget(self.options, name, self._id(f"set-{name}"))
+                    self.settings[name] = widget(self.options, name, self._id(f"set-{name}"), self.drawn_in)
                     self._named.append((self.settings[name], lambda language, name=name: field_words(type(self.options), name, language)))
                 if group == "more":
                     self.escapes = self._name(gr.Checkbox(True, elem_id=self._id("escape_html"), **words["escape_html"]), "escape_html")

@@ -12,7 +12,7 @@ from finery.data.formats import FORMATS
 from finery.data.formats.base import PAIR, Columns, Tags
 from finery.data.registry import DatasetEntry
 from finery.web.board import Board
-from finery.web.texts import Texts, texts
+from finery.web.texts import Texts
 
 FIRST = ("file_name", "hf_hub_url", "formatting", "ranking", "split", "subset")
 """What most entries say; the rest is folded away."""
@@ -36,7 +36,7 @@ def ids() -> list[str]:
 def draw(board: Board) -> None:
     """The parts, as they are for an entry that says nothing yet."""
     own = [name for name, group in fields().items() if group is None]
-    fits = fitting(shown({}), [], texts("en"))
+    fits = fitting(shown({}), [], board.texts)
     _draw_some(board, FIRST, fits)
     for section, names in (
         ("columns", [name for name, group in fields().items() if group == "columns"]),
@@ -44,7 +44,7 @@ def draw(board: Board) -> None:
         ("rest", [name for name in own if name not in FIRST]),
     ):
         id, given = f"section.data.{section}", {"open": section == "columns", **fits.get(f"section.data.{section}", {})}
-        with gr.Accordion(texts("en").section(f"data.{section}"), **given, elem_id=f"section-data-{section}") as made:
+        with gr.Accordion(board.texts.section(f"data.{section}"), **given, elem_id=f"section-data-{section}") as made:
             board.parts[id] = made
             _draw_some(board, names, fits)
 

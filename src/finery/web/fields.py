@@ -7,7 +7,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from finery.options import OptionGroup
-from finery.web.texts import FIRST, texts
+from finery.web.texts import texts
 
 
 def limits(group: type[OptionGroup], name: str) -> tuple[float | None, float | None]:
@@ -22,11 +22,11 @@ def limits(group: type[OptionGroup], name: str) -> tuple[float | None, float | N
     return low, high
 
 
-def widget(group: OptionGroup, name: str, id: str) -> Any:
+def widget(group: OptionGroup, name: str, id: str, language: str) -> Any:
     """What a key is set with; its value is that of `group`."""
     field, value = type(group).model_fields[name], getattr(group, name)
     kinds = get_args(field.annotation) or (field.annotation,)
-    words = field_words(type(group), name, FIRST)
+    words = field_words(type(group), name, language)
     if bool in kinds:
         return gr.Checkbox(value, elem_id=id, **words)
     if type(None) in kinds:  # a number's field cannot be empty

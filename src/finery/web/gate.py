@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from finery.web.languages import language_in
+
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = (
     "/",
@@ -98,6 +100,8 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, dict[str, str]] | None:
         path = scope["path"].removeprefix(self.access.root_path) or "/"
+        if (language := language_in(path)) is not None:
+            path = path.removeprefix(f"/{language}") or "/"
         host = headers.get("host", "")
         if self.access.is_open and _name(host) not in _LOCAL:
             return 403, "This page is not called by that name.", {}

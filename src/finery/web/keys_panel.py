@@ -12,7 +12,6 @@ from finery.keys import all_keys, default_words, type_words
 from finery.web.arguments import as_yaml, more_keys
 from finery.web.board import Board
 from finery.web.form import controls
-from finery.web.texts import texts
 
 
 class KeysPanel:
@@ -22,7 +21,7 @@ class KeysPanel:
         self.board, self.tab = board, tab
         drawn = {key for control in controls().values() if control.tab in ("top", tab) for key in control.keys}
         self.known = {key.name: key for key in all_keys() if key.name not in drawn}
-        with gr.Accordion(texts("en").section(f"{tab}.all_keys"), open=False, elem_id=f"section-{tab}-all-keys") as made:
+        with gr.Accordion(board.texts.section(f"{tab}.all_keys"), open=False, elem_id=f"section-{tab}-all-keys") as made:
             board.parts[f"section.{tab}.all_keys"] = made
             with gr.Row():
                 board.add(f"{tab}.key_search", gr.Dropdown, choices=self._choices(), value=None, filterable=True, scale=3)

@@ -59,7 +59,6 @@ class Results(ABC):
         board.on(followed, self.follow, self.held_ids, every)
         board.on(parts[f"tabs.{tab}"].select, self.opened, self.held_ids, every)
         board.on(parts[f"{tab}.result_of"].input, lambda held: self.look(self._from_its_start(held)), self.read_ids, self.shows)
-        board.on(parts["top.lang"].input, self.look, self.read_ids, self.shows)
         board.on(parts[f"{tab}.result_of"].focus, lambda held: gr.update(choices=self.there(held)), self.held_ids, [f"{tab}.result_of"])
 
     def there(self, held: Mapping[str, Any]) -> list[str]:

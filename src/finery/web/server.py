@@ -6,18 +6,21 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from finery.addresses import address_of, bound, is_local, not_bound, port_of
 from finery.compat import is_on
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.web.gate import Access, Gate
+from finery.web.languages import Languages
+from finery.web.texts import preferred
 
 log = get_logger(__name__)
 
@@ -77,19 +80,33 @@ def _first_free(host: str) -> socket.socket:
     return bound(host, _PORT + _NUM_PORTS - 1, "GRADIO_SERVER_PORT")
 
 
-def app_of(page: Any, place: Place, look: Mapping[str, Any], uploads_bytes: int = 0) -> Gate:
-    """A Gradio page as an app behind the gate; `look` is its theme and style, and `uploads_bytes` may be sent to it at a time."""
+def app_of(page: Any, place: Place, look: Mapping[str, Any]) -> Gate:
+    """A Gradio page as an app behind the gate; `look` is its theme and style."""
+    return Gate(_mounted(page, "/", place.access.root_path, look), place.access)
+
+
+def board_of(draw: Callable[[str], Any], place: Place, look: Mapping[str, Any], uploads_bytes: int = 0) -> Gate:
+    """A page that `draw` makes in each language, behind the gate; `uploads_bytes` may be sent to it at a time."""
+    root_path = place.access.root_path
+
+    def mounted(language: str) -> FastAPI:
+        return _mounted(draw(language), f"/{language}", f"{root_path}/{language}" if root_path else "", look, uploads_bytes)
+
+    own = preferred(os.environ.get("LANG", "").replace("_", "-"))  # it is likeliest to be asked for
+    return Gate(Languages(mounted, own, root_path), place.access, uploads_bytes)
+
+
+def _mounted(page: Any, path: str, root_path: str, look: Mapping[str, Any], uploads_bytes: int = 0) -> FastAPI:
     import gradio as gr
-    from fastapi import FastAPI
 
     page.queue(default_concurrency_limit=None)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
-        app, page, path="/", root_path=place.access.root_path or None, footer_links=[], allowed_paths=[], blocked_paths=["/"],
+        app, page, path=path, root_path=root_path or None, footer_links=[], allowed_paths=[], blocked_paths=["/"],
         show_error=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, run_history=False,
         max_file_size=uploads_bytes or None, **look,
     )  # fmt: skip
-    return Gate(app, place.access, uploads_bytes)
+    return app
 
 
 class _Server(uvicorn.Server):

@@ -37,7 +37,7 @@ def build(board: Board) -> ChatBox:
     source = Source(board, "chat")
     KeysPanel(board, "infer")
     board.add("chat.info_box", gr.HTML)
-    box = ChatBox(lambda: loaded.speaker, TalkOptions.model_validate({}), prefix="chat-")
+    box = ChatBox(lambda: loaded.speaker, TalkOptions.model_validate({}), prefix="chat-", language=board.language)
     with board.folded("chat", "both"):
         with gr.Row():
             board.add("chat.both_question", gr.Textbox, scale=5, lines=1, max_lines=5)
@@ -55,7 +55,7 @@ def _wire(board: Board, loaded: Loaded, source: Source) -> None:
     shown = ["chat.info_box"]
     board.on(parts["chat.load_btn"].click, lambda held: _load(board, loaded, source.taken(held)), ids, shown, show_progress="full")
     board.on(parts["chat.unload_btn"].click, lambda held: _unload(board, loaded, held), ["top.lang"], shown)
-    seen = [parts["tabs.chat"].select, parts["top.lang"].change]
+    seen = parts["tabs.chat"].select
     board.on(seen, lambda held: told(loaded, held["top.lang"]), ["top.lang"], ["chat.info_box"])
     asked = ["chat.both_question", "top.lang"]
     board.stream(

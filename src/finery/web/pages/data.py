@@ -74,7 +74,7 @@ def _wire(board: Board) -> None:
     def on(trigger: Any, work: Any, ids: list[str], outputs: list[str], **given: Any) -> Any:
         return board.on(trigger, lambda held: work(board, held), [*where, *ids], outputs, **given)
 
-    opened = [parts["data.list_btn"].click, parts["data.dataset_dir"].submit, parts["top.lang"].input]
+    opened = [parts["data.list_btn"].click, parts["data.dataset_dir"].submit]
     on(opened + ([parts["tabs.data"].select] if "tabs.data" in parts else []), show_sets, [], sets)
     gr.on(parts["data.sets"].click, _clicked, None, parts["data.clicked"], api_visibility="private", show_progress="hidden")
     on(parts["data.clicked"].change, choose, ["data.clicked"], _ALL, show_progress="minimal")

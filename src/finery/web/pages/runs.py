@@ -21,7 +21,7 @@ def build(board: Board) -> None:
     with gr.Row():
         board.add("runs.chosen", gr.Dropdown, choices=[], value=[], multiselect=True, max_choices=8, scale=4)
         board.add("runs.refresh_btn", gr.Button, size="sm", min_width=110, scale=0)
-    board.add("runs.table", gr.Dataframe, interactive=False, wrap=True, headers=texts("en").part("runs.table")["headers"], max_height=320)
+    board.add("runs.table", gr.Dataframe, interactive=False, wrap=True, headers=board.texts.part("runs.table")["headers"], max_height=320)
     board.add("runs.curves", gr.HTML)
     with gr.Row():
         board.add("runs.compare_btn", gr.Button, size="sm", min_width=160, scale=0)

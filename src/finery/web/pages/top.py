@@ -25,7 +25,14 @@ def build(board: Board) -> None:
     with gr.Row(elem_id="head"):
         gr.Markdown("# Finery")
         board.add("top.demo_btn", gr.Button, size="sm", scale=0, min_width=180)
-        board.add("top.lang", gr.Dropdown, choices=[(name, code) for code, name in LANGUAGES.items()], value="en", scale=0, min_width=140)
+        board.add(
+            "top.lang",
+            gr.Dropdown,
+            choices=[(name, code) for code, name in LANGUAGES.items()],
+            value=board.language,
+            scale=0,
+            min_width=140,
+        )
     with gr.Row():
         board.control("top.model_name", choices=[DEMO, *listed_models(), CUSTOM], value=DEMO, scale=2)
         board.control("top.model_path", scale=2)
@@ -36,7 +43,7 @@ def build(board: Board) -> None:
         with gr.Column(min_width=240):
             board.control("top.template", choices=_templates())
             board.add("top.verdict", gr.HTML)
-    with gr.Accordion(texts("en").section("top.more"), open=False, elem_id="section-top-more") as more:
+    with gr.Accordion(board.texts.section("top.more"), open=False, elem_id="section-top-more") as more:
         board.parts["section.top.more"] = more
         board.row("top.quantization_bit", "top.quantization_method", "top.rope_scaling", "top.booster")
     _wire(board)
@@ -62,7 +69,7 @@ def _wire(board: Board) -> None:
     )
     seen = ["top.model_path", "top.template", "top.lang"]
     board.on(
-        [parts["top.model_path"].change, parts["top.template"].change, parts["top.lang"].change],
+        [parts["top.model_path"].change, parts["top.template"].change],
         lambda held: verdict(board.roots, held["top.model_path"], held["top.template"], texts(held["top.lang"])),
         seen,
         ["top.verdict"],
