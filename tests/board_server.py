@@ -86,8 +86,10 @@ class Window:
 
     def open(self, tab: str = "") -> None:
         """Open the page, and wait until it holds what it held."""
+        self.leaves = True
         self.page.goto(f"{self.url}/{f'#{tab}' if tab else ''}")
         self.ready()
+        self.leaves = False
 
     def ready(self) -> None:
         """Wait until it holds what it held."""
@@ -116,8 +118,10 @@ class Window:
     def tab(self, name: str) -> None:
         """Open a tab."""
         self.clicks += 1
+        is_open = self.page.get_attribute(f"#tab-{name}-button", "aria-selected") == "true"
         self.page.click(f"#tab-{name}-button")
-        self.page.wait_for_function(f"location.hash === '#{name}'")
+        if not is_open:
+            self.page.wait_for_function(f"location.hash === '#{name}'")
 
     def fill(self, id: str, text: str, key: str = "Tab") -> None:
         """Type into a field, and leave it by a key."""

@@ -52,7 +52,7 @@ def drawn(tab: str, page: Any, home: Path, *more: Path) -> Drawn:
 
     async def build() -> gr.Blocks:  # where no loop runs, Gradio makes some and leaves them open
         with gr.Blocks() as blocks:
-            top.build(board)
+            top.build(board, blocks)
             with gr.Tabs(), gr.Tab(tab) as made:
                 board.parts[f"tabs.{tab}"] = made
                 page.build(board)

@@ -73,7 +73,7 @@ def step_of(window: Window) -> int:
 
 
 def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, tiny_model: Path) -> None:
-    """Rows, command, start, curve; another browser finds the run, stops it and lets it go on; then it is talked to and exported."""
+    """Rows, command, start, curve; another browser finds the run, stops it and lets it go on; then it is talked to."""
     one = opened()
     tiny_run(one, tiny_model, "long", "5000")
     one.click("train-preview_btn")
@@ -105,7 +105,6 @@ def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, 
     other.click("train-stop_btn")
     other.until("train-progress", "^stopped")
     talks(other)
-    exports(other)
 
 
 def talks(window: Window) -> None:
@@ -125,13 +124,6 @@ def talks(window: Window) -> None:
     assert "Base model" in window.text("chat-base_answer") and window.no_script_ran()
     window.click("chat-unload_btn")
     window.until("chat-info_box", "No model")
-
-
-def exports(window: Window) -> None:
-    window.tab("export")
-    window.click("export-start_btn")
-    window.until("export-report", "what was trained")
-    window.until("export-progress", "^finished")
 
 
 def test_the_command_that_is_shown_runs_in_a_shell(opened: Open, served: Served, trapped: Path, tiny_model: Path) -> None:
@@ -160,7 +152,7 @@ def unsaid(window: Window, language: str) -> tuple[set[str], list[str]]:
     """The parts of the page that have texts, and which of their texts in a language they do not show."""
     spoken, seen, missing = texts(language), set(), []
     for element, text, placeholders in window.page.evaluate(SAID):
-        told = spoken.part(element.replace("-", ".", 1))
+        told = {} if element == "chat-more" else spoken.part(element.replace("-", ".", 1))  # which is the chat box's own
         shown = [text, *placeholders]
         for way in ("label", "info", "placeholder"):
             if way in told:
@@ -168,6 +160,18 @@ def unsaid(window: Window, language: str) -> tuple[set[str], list[str]]:
                 missing += [] if any(told[way] in one for one in shown) else [f"{element}: {told[way]}"]
         if element.endswith("_btn") and told["value"] not in text:
             missing.append(f"{element}: {told['value']}")
+    return seen, missing
+
+
+def settled(window: Window, language: str, known: set[str]) -> tuple[set[str], list[str]]:
+    """`unsaid`, when nothing comes any more."""
+    before: set[str] | None = None
+    for _ in range(100):
+        seen, missing = unsaid(window, language)
+        if not missing and seen == before and seen >= known:
+            break
+        before = seen
+        window.page.wait_for_timeout(150)
     return seen, missing
 
 
@@ -179,12 +183,7 @@ def test_every_tab_in_every_language(opened: Open) -> None:
         window.speak(language)
         for tab in TABS:
             window.tab(tab)
-            seen, missing = unsaid(window, language)
-            for _ in range(50):
-                if not missing and seen >= first.get(tab, set()):
-                    break
-                window.page.wait_for_timeout(100)
-                seen, missing = unsaid(window, language)
+            seen, missing = settled(window, language, first.get(tab, set()))
             assert missing == [], (language, tab)
             assert first.setdefault(tab, seen) == seen
             assert len(seen) > 10
@@ -206,12 +205,13 @@ def test_two_windows_and_a_refresh_on_every_tab(opened: Open) -> None:
     one.speak("ru")
     one.until("train-start_btn", texts("ru").part("train.start_btn")["value"])
     assert "Start" in other.text("train-start_btn")
-    for window, number in ((one, "77"), (other, "88")):
-        for tab in [*list(TABS)[1:], "train"]:
+    for window, number, tabs in ((one, "77", [*list(TABS)[1:], "train"]), (other, "88", ["runs"])):
+        for tab in tabs:
             window.tab(tab)
             window.reload()
             assert window.page.get_attribute(f"#tab-{tab}-button", "aria-selected") == "true"
             assert window.page.url.endswith(f"#{tab}")
+        window.tab("train")
         window.holds("train-max_samples", number)
     one.until("train-start_btn", texts("ru").part("train.start_btn")["value"])
 

@@ -1,6 +1,7 @@
 """Files that are sent to a board's page: real requests to a real server, friendly and not."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -60,7 +61,8 @@ def send(port: int, sent: bytes, **headers: str) -> tuple[int, bytes]:
             if value:
                 connection.putheader(name, value)
         connection.endheaders()
-        connection.send(sent)
+        with contextlib.suppress(ConnectionError):  # it may have answered already
+            connection.send(sent)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 from gradio.themes import Default
 
-from finery.models.demo_model import demo_folder
 from finery.web.board import Board
 from finery.web.chat_box import CSS
 from finery.web.form import controls
@@ -41,9 +40,9 @@ _FIRST = """() => {
     const text = localStorage.getItem("finery-board") ?? "";
     window.held = JSON.parse(text || "{}");
     window.pending = text ? 1 : 0;
-    return [text, window.held["top.model_path"] ?? %s];
+    return [text];
 }"""
-"""What this browser holds of an earlier visit, and a model to begin with."""
+"""What this browser holds of an earlier visit."""
 _KEEP = """value => {
     (window.held ??= {})[%s] = value;
     localStorage.setItem("finery-board", JSON.stringify(window.held));
@@ -67,7 +66,7 @@ _OPEN_TAB = """async () => {
 def build(board: Board) -> gr.Blocks:
     """The page, ready to be served."""
     with gr.Blocks(title="Finery", analytics_enabled=False) as page:
-        top.build(board)
+        top.build(board, page)
         lives: list[Live] = []
         with gr.Tabs():
             for name, tab in TABS.items():
@@ -97,8 +96,7 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
         held = json.loads(text or "{}")
         return {board.parts[id]: gr.update(value=held[id]) for id in ids if held.get(id) is not None}
 
-    first = [kept, board.parts["top.model_path"]]
-    begins = page.load(None, None, first, js=_FIRST % json.dumps(str(demo_folder())), **_QUIET)
+    begins = page.load(None, None, kept, js=_FIRST, **_QUIET)
     begins.then(None, js=_OPEN_TAB % "window.pending", **_QUIET)
     kept.change(restore, [kept], board.some(ids), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
     for name in TABS:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from finery.hub import active_hub
 from finery.models.adapters import ADAPTERS
+from finery.models.demo_model import demo_folder
 from finery.models.listed import listed_models
 from finery.models.quantizers import QUANTIZERS
 from finery.web.board import Board
@@ -20,8 +21,8 @@ from finery.web.verdict import verdict
 _BITS = {"bnb": ("8", "4"), "hqq": ("8", "6", "5", "4", "3", "2", "1"), "eetq": ("8",), "torchao": ("8", "4"), "quanto": ("8", "4", "2")}
 
 
-def build(board: Board) -> None:
-    """Draw it."""
+def build(board: Board, page: gr.Blocks) -> None:
+    """Draw it, at the head of a page."""
     with gr.Row(elem_id="head"):
         gr.Markdown("# Finery")
         board.add("top.demo_btn", gr.Button, size="sm", scale=0, min_width=180)
@@ -35,7 +36,7 @@ def build(board: Board) -> None:
         )
     with gr.Row():
         board.control("top.model_name", choices=[DEMO, *listed_models(), CUSTOM], value=DEMO, scale=2)
-        board.control("top.model_path", scale=2)
+        board.control("top.model_path", value=str(demo_folder()), scale=2)
         board.control("top.hub_name", value=next(name for name, hub in HUBS.items() if hub == active_hub()))
     with gr.Row():
         board.control("top.finetuning_type")
@@ -46,7 +47,7 @@ def build(board: Board) -> None:
     with gr.Accordion(board.texts.section("top.more"), open=False, elem_id="section-top-more") as more:
         board.parts["section.top.more"] = more
         board.row("top.quantization_bit", "top.quantization_method", "top.rope_scaling", "top.booster")
-    _wire(board)
+    _wire(board, page)
 
 
 def _templates() -> list[str]:
@@ -55,7 +56,7 @@ def _templates() -> list[str]:
     return ["auto", *template_names()]
 
 
-def _wire(board: Board) -> None:
+def _wire(board: Board, page: gr.Blocks) -> None:
     parts = board.parts
     model = ["top.model_name", "top.hub_name"]
     board.on(
@@ -69,15 +70,17 @@ def _wire(board: Board) -> None:
     )
     seen = ["top.model_path", "top.template", "top.lang"]
     board.on(
-        [parts["top.model_path"].change, parts["top.template"].change],
+        [page.load, parts["top.model_path"].change, parts["top.template"].change],
         lambda held: verdict(board.roots, held["top.model_path"], held["top.template"], texts(held["top.lang"])),
         seen,
         ["top.verdict"],
         trigger_mode="always_last",
     )
-    known = ["top.model_name", "top.model_path", "top.finetuning_type"]
-    events = [parts["top.model_path"].change, parts["top.finetuning_type"].change, parts["top.checkpoint_path"].focus]
-    board.on(events, lambda held: _list_checkpoints(board, held), [*known, "top.checkpoint_path"], ["top.checkpoint_path"])
+    known = ["top.model_name", "top.model_path", "top.finetuning_type", "top.checkpoint_path"]
+    listed = ["top.checkpoint_path"]
+    board.on([parts["top.checkpoint_path"].focus], lambda held: _list_checkpoints(board, held), known, listed)
+    events = [parts["top.model_path"].change, parts["top.finetuning_type"].change]
+    board.on(events, lambda held: _drop_checkpoints(board, held), known, listed)
     board.on(
         [parts["top.finetuning_type"].change, parts["top.quantization_method"].change],
         _choose_bits,
@@ -103,6 +106,14 @@ def _list_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:
     there = checkpoints(board.roots, held, takes_many)
     chosen = [one for one in held["top.checkpoint_path"] or [] if one in there]
     return gr.update(choices=there, value=chosen if takes_many else chosen[:1], max_choices=None if takes_many else 1)
+
+
+def _drop_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:
+    """Those of another model; where none is dropped nothing is told, since every answer lets Gradio tell of changes anew, for ever."""
+    chosen = held["top.checkpoint_path"] or []
+    there = checkpoints(board.roots, held, ADAPTERS[held["top.finetuning_type"]].takes_adapters) if chosen else []
+    kept = [one for one in chosen if one in there]
+    return gr.skip() if kept == chosen else gr.update(value=kept)
 
 
 def _choose_bits(held: Mapping[str, Any]) -> Any:
