@@ -54,11 +54,10 @@ _SPEAK = """language => {
     return [];
 }"""
 _OPEN_TAB = """async () => {
-    if (%s === 0) {
-        for (const _ of "12") await new Promise(requestAnimationFrame); // until what was set is shown
-        document.getElementById(`tab-${location.hash.slice(1)}-button`)?.click();
-        window.tabsRestored = true;
-    }
+    if (%s !== 0) return [{__type__: "update"}];
+    setTimeout(() => { window.tabsRestored = true; }, 200);
+    const tab = location.hash.slice(1);
+    return [%s.includes(tab) ? {__type__: "update", selected: tab} : {__type__: "update"}];
 }"""
 """When all is there that was there before, the tab is opened that was open: it is named in the address."""
 
@@ -68,20 +67,20 @@ def build(board: Board) -> gr.Blocks:
     with gr.Blocks(title="Finery", analytics_enabled=False) as page:
         top.build(board, page)
         lives: list[Live] = []
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             for name, tab in TABS.items():
                 with gr.Tab(**board.texts.part(f"tabs.{name}"), id=name, elem_id=f"tab-{name}") as made:
                     board.parts[f"tabs.{name}"] = made
                     drawn = tab.build(board)
                     if isinstance(drawn, Live):
                         lives.append(drawn)
-        _remember(board, page, lives)
+        _remember(board, page, tabs, lives)
         lang = board.parts["top.lang"]
         lang.input(None, [lang], None, js=_SPEAK % COOKIE, **_QUIET)
     return page
 
 
-def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
+def _remember(board: Board, page: gr.Blocks, tabs: gr.Tabs, lives: list[Live]) -> None:
     """What the controls hold is kept in the browser, one by one as it changes, and is there again when the page is opened anew.
 
     For every part that an event takes or gives, Gradio searches the whole page: those who come for the first time wait for none.
@@ -97,8 +96,10 @@ def _remember(board: Board, page: gr.Blocks, lives: list[Live]) -> None:
         return {board.parts[id]: gr.update(value=held[id]) for id in ids if held.get(id) is not None}
 
     begins = page.load(None, None, kept, js=_FIRST, **_QUIET)
-    begins.then(None, js=_OPEN_TAB % "window.pending", **_QUIET)
-    kept.change(restore, [kept], board.some(ids), **_QUIET).then(None, js=_OPEN_TAB % "--window.pending", **_QUIET)
+    begins.then(None, None, tabs, js=_OPEN_TAB % ("window.pending", list(TABS)), **_QUIET)
+    kept.change(restore, [kept], board.some(ids), **_QUIET).then(
+        None, None, tabs, js=_OPEN_TAB % ("--window.pending", list(TABS)), **_QUIET
+    )
     for name in TABS:
         board.parts[f"tabs.{name}"].select(
             None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **_QUIET
