@@ -11,6 +11,7 @@ from finery.errors import UserError
 from finery.web.board import Board
 from finery.web.curves import picture
 from finery.web.past import Past, differing, overlaid, past_runs
+from finery.web.sheet import sheet
 from finery.web.texts import texts
 
 _TWO = 2
@@ -21,11 +22,11 @@ def build(board: Board) -> None:
     with gr.Row():
         board.add("runs.chosen", gr.Dropdown, choices=[], value=[], multiselect=True, max_choices=8, scale=4)
         board.add("runs.refresh_btn", gr.Button, size="sm", min_width=110, scale=0)
-    board.add("runs.table", gr.Dataframe, interactive=False, wrap=True, headers=board.texts.part("runs.table")["headers"], max_height=320)
+    board.parts["runs.table"] = gr.HTML(elem_id="runs-table")
     board.add("runs.curves", gr.HTML)
     with gr.Row():
         board.add("runs.compare_btn", gr.Button, size="sm", min_width=160, scale=0)
-    board.add("runs.differences", gr.Dataframe, interactive=False, wrap=True, visible=False, headers=["key", "", ""])
+    board.add("runs.differences", gr.HTML)
     parts, shown = board.parts, ["runs.chosen", "runs.table", "runs.curves"]
     board.on(
         [parts["tabs.runs"].select, parts["runs.refresh_btn"].click], lambda held: _list(board, held), ["runs.chosen", "top.lang"], shown
@@ -38,7 +39,8 @@ def _list(board: Board, held: Mapping[str, Any]) -> tuple[Any, Any, str]:
     there = past_runs(board.roots)
     names = [run.name for run in there]
     chosen = [name for name in held["runs.chosen"] or [] if name in names] or names[:1]
-    rows = gr.update(value={"headers": texts(held["top.lang"]).part("runs.table")["headers"], "data": [run.row for run in there]})
+    words = texts(held["top.lang"]).part("runs.table")
+    rows = sheet(words["label"], words["headers"], [run.row for run in there])
     return gr.update(choices=names, value=chosen), rows, _picture([run for run in there if run.name in chosen], held)
 
 
@@ -56,9 +58,9 @@ def _picture(chosen: list[Past], held: Mapping[str, Any]) -> str:
     return picture(spoken.say("loss_smoothed"), overlaid(chosen), spoken.say("no_points"))
 
 
-def _compare(board: Board, held: Mapping[str, Any]) -> Any:
+def _compare(board: Board, held: Mapping[str, Any]) -> str:
     chosen = _chosen(board, held)
     if len(chosen) != _TWO:
         raise UserError(texts(held["top.lang"]).say("choose_two"))
     headers = [texts(held["top.lang"]).say("key"), *(run.name for run in chosen)]
-    return gr.update(value={"headers": headers, "data": differing(*chosen)}, visible=True)
+    return sheet("", headers, differing(*chosen))

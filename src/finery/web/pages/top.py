@@ -59,12 +59,9 @@ def _templates() -> list[str]:
 def _wire(board: Board, page: gr.Blocks) -> None:
     parts = board.parts
     model = ["top.model_name", "top.hub_name"]
-    board.on(
-        [parts["top.model_name"].input, parts["top.hub_name"].input],
-        _choose_model,
-        [*model, "top.model_path"],
-        ["top.model_path", "top.template"],
-    )
+    chosen = [*model, "top.model_path"]
+    board.on([parts["top.model_name"].input], _choose_model, chosen, ["top.model_path", "top.template"])
+    board.on([parts["top.hub_name"].input], _choose_hub, chosen, ["top.model_path", "top.template"])
     board.on(
         [parts["top.model_path"].change], _name_model, ["top.model_name", "top.model_path"], ["top.model_name"], trigger_mode="always_last"
     )
@@ -93,6 +90,12 @@ def _choose_model(held: Mapping[str, Any]) -> tuple[Any, Any]:
     """Its path and its template: the tokenizer's own, and the list's where there is none, which is what `auto` means."""
     name = held["top.model_name"]
     return (gr.skip() if name in (CUSTOM, None, "") else path_of(name, held["top.hub_name"])), "auto"
+
+
+def _choose_hub(held: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The same model elsewhere. A path that was typed stays: Gradio tells of a choice also when a list is only left."""
+    named = name_of(held["top.model_path"], held["top.model_name"]) == held["top.model_name"]
+    return _choose_model(held) if named else (gr.skip(), gr.skip())
 
 
 def _name_model(held: Mapping[str, Any]) -> Any:
