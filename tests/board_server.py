@@ -25,27 +25,51 @@ _LEAVING = ("AbortError", "aborted", "Connection errored out")  # what Gradio sa
 
 @dataclass
 class Served:
-    """A board at work."""
+    """A board at work, in a folder of its own."""
 
-    url: str
     home: Path
-    seconds: float  # until it told its address
+    more: tuple[Path, ...]  # that it may touch, too
+    said: Path
+    url: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """As a person starts it."""
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "finery",
+            "webui",
+            "--port",
+            "0",
+            *(word for root in self.more for word in ("--root", str(root))),
+        ]
+        environment = {**os.environ, "PYTHONWARNINGS": ""}
+        with self.said.open("w") as out:
+            self.process = subprocess.Popen(command, cwd=self.home, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        self.url = _address(self.process, self.said)
+
+    def kill(self) -> None:
+        """As a crash does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
 
 
 @contextmanager
 def serving(folder: Path, *more: Path) -> Iterator[Served]:
-    """`finery webui` in a new folder, which may touch `more`; it and the runs that it started are ended at the end."""
-    home = folder / "home"
-    home.mkdir()
-    command = [sys.executable, "-P", "-m", "finery", "webui", "--port", "0", *(word for root in more for word in ("--root", str(root)))]
-    with pytest.MonkeyPatch.context() as changed, own_jobs(folder / "jobs", changed), (folder / "said").open("w+") as said:
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=home, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": ""})
+    """`finery webui` in a new folder; it and the runs that it started are ended at the end."""
+    board = Served(folder / "home", more, folder / "said")
+    board.home.mkdir()
+    with pytest.MonkeyPatch.context() as changed, own_jobs(folder / "jobs", changed):
         try:
-            yield Served(_address(process, folder / "said"), home, time.monotonic() - began)
+            board.start()
+            yield board
         finally:
-            process.terminate()
-            process.wait(30)
+            if board.process is not None:
+                board.process.terminate()
+                board.process.wait(30)
 
 
 def _address(process: subprocess.Popen[bytes], said: Path) -> str:
