@@ -123,6 +123,7 @@ def talks(window: Window) -> None:
     window.page.click("#section-chat-both button")
     window.fill("chat-both_question", TRAP, "Enter")
     window.until("chat-tuned_answer", "Tuned model")
+    window.page.wait_for_function("document.querySelector('#chat-tuned_answer pre').textContent.length > 0")
     assert "Base model" in window.text("chat-base_answer") and window.no_script_ran()
     window.click("chat-unload_btn")
     window.until("chat-info_box", "No model")

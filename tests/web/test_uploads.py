@@ -1,7 +1,6 @@
 """Files that are sent to a board's page: real requests to a real server, friendly and not."""
 
 import asyncio
-import contextlib
 import http.client
 import json
 import os
@@ -61,8 +60,7 @@ def send(port: int, sent: bytes, **headers: str) -> tuple[int, bytes]:
             if value:
                 connection.putheader(name, value)
         connection.endheaders()
-        with contextlib.suppress(ConnectionError):  # it may have answered already
-            connection.send(sent)
+        connection.send(sent)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -97,7 +95,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(port: int, headers: dict
     """A gigabyte that is announced, one that is not, and what another site's page sends."""
     before = stored()
     began = time.monotonic()
-    sent = b"--edge\r\n"
+    sent = b"" if status == 400 else b"--edge\r\n"  # a length that is no number ends the connection: what came after it could reset it
     if "transfer_encoding" in headers:  # a chunk, as the protocol has it
         sent = b"%x\r\n%s\r\n" % (len(sent), sent)
     assert send(port, sent, **headers)[0] == status

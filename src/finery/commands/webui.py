@@ -47,11 +47,10 @@ def run(args: Namespace, words: list[str]) -> int:
         from finery.web.board import Board
         from finery.web.loaded import Loaded
         from finery.web.server import board_of, serve
-        from finery.web.texts import FIRST
         from finery.web.uploads import uploads_folder
 
         is_demo = args.demo or is_on("DEMO_MODE")
-        board = Board(roots_of(args.root), FIRST, is_demo, _demo_keys() if is_demo else {}, loaded=Loaded(open_engine))
+        board = Board(roots_of(args.root), is_demo=is_demo, demo_keys=_demo_keys() if is_demo else {}, loaded=Loaded(open_engine))
 
         def draw(language: str) -> Any:
             return build(replace(board, language=language, parts={}))

@@ -12,6 +12,7 @@ from typing import Any
 from finery.errors import UserError
 from finery.web.differences import marked
 from finery.web.roots import Roots
+from finery.web.sheet import sheet
 from finery.web.texts import Texts
 
 SCORES = ("all_results.json", "predict_results.json", "eval_results.json")
@@ -40,13 +41,9 @@ def scores_table(told: Mapping[str, Any], spoken: Texts) -> str:
     if not told:
         return ""
     aside = {name: name.endswith(_TIMES) for name in told}
-    rows = [
-        f'<tr class="{"aside" if aside[name] else "score"}"><th scope="row">{html.escape(name)}</th>'
-        f"<td>{html.escape(_number(told[name]))}</td></tr>"
-        for name in sorted(told, key=lambda name: (aside[name], name))
-    ]
-    head = f"<tr><th>{html.escape(spoken.say('measure'))}</th><th>{html.escape(spoken.say('measured'))}</th></tr>"
-    return f'<div class="sheet"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+    names = sorted(told, key=lambda name: (aside[name], name))
+    looks = ["aside" if aside[name] else "score" for name in names]
+    return sheet([spoken.say("measure"), spoken.say("measured")], [(name, _number(told[name])) for name in names], looks)
 
 
 def _number(value: Any) -> str:

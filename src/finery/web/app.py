@@ -53,7 +53,7 @@ _SPEAK = """language => {
     location.href = `../${language}/${location.hash}`;
     return [];
 }"""
-_OPEN_TAB = """async () => {
+_OPEN_TAB = """() => {
     if (%s !== 0) return [{__type__: "update"}];
     setTimeout(() => { window.tabsRestored = true; }, 200);
     const tab = location.hash.slice(1);

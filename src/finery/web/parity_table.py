@@ -12,6 +12,7 @@ from typing import Any
 from finery.errors import UserError
 from finery.web.answered import columns
 from finery.web.differences import marked
+from finery.web.sheet import sheet
 from finery.web.texts import Texts
 
 REPORT = "parity.json"
@@ -91,13 +92,9 @@ def _at_most(name: str, value: float, limit: float, spoken: Texts) -> Measure:
 
 
 def _table(lines: list[Measure], spoken: Texts) -> str:
-    titles = "".join(f"<th>{html.escape(spoken.say(name))}</th>" for name in ("measure", "measured", "parity_limit", "parity_verdict"))
-    rows = "".join(
-        f'<tr class="{_look(line)}"><th scope="row">{html.escape(spoken.say(line.name))}</th><td>{html.escape(line.value)}</td>'
-        f"<td>{html.escape(line.limit)}</td><td>{_word(line, spoken)}</td></tr>"
-        for line in lines
-    )
-    return f'<div class="sheet"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+    titles = [spoken.say(name) for name in ("measure", "measured", "parity_limit", "parity_verdict")]
+    rows = [(spoken.say(line.name), line.value, line.limit, _word(line, spoken)) for line in lines]
+    return sheet(titles, rows, [_look(line) for line in lines])
 
 
 def _look(line: Measure) -> str:
@@ -105,7 +102,7 @@ def _look(line: Measure) -> str:
 
 
 def _word(line: Measure, spoken: Texts) -> str:
-    return "" if line.holds is None else html.escape(spoken.say("parity_holds" if line.holds else "parity_broken"))
+    return "" if line.holds is None else spoken.say("parity_holds" if line.holds else "parity_broken")
 
 
 def _texts(text: Told, spoken: Texts) -> str:

@@ -40,7 +40,7 @@ def _list(board: Board, held: Mapping[str, Any]) -> tuple[Any, Any, str]:
     names = [run.name for run in there]
     chosen = [name for name in held["runs.chosen"] or [] if name in names] or names[:1]
     words = texts(held["top.lang"]).part("runs.table")
-    rows = sheet(words["label"], words["headers"], [run.row for run in there])
+    rows = sheet(words["headers"], [run.row for run in there], caption=words["label"])
     return gr.update(choices=names, value=chosen), rows, _picture([run for run in there if run.name in chosen], held)
 
 
@@ -63,4 +63,4 @@ def _compare(board: Board, held: Mapping[str, Any]) -> str:
     if len(chosen) != _TWO:
         raise UserError(texts(held["top.lang"]).say("choose_two"))
     headers = [texts(held["top.lang"]).say("key"), *(run.name for run in chosen)]
-    return sheet("", headers, differing(*chosen))
+    return sheet(headers, differing(*chosen))

@@ -107,16 +107,20 @@ def _name_model(held: Mapping[str, Any]) -> Any:
 def _list_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:
     takes_many = ADAPTERS[held["top.finetuning_type"]].takes_adapters
     there = checkpoints(board.roots, held, takes_many)
-    chosen = [one for one in held["top.checkpoint_path"] or [] if one in there]
+    chosen = _fitting(held, there)
     return gr.update(choices=there, value=chosen if takes_many else chosen[:1], max_choices=None if takes_many else 1)
 
 
 def _drop_checkpoints(board: Board, held: Mapping[str, Any]) -> Any:
     """Those of another model; where none is dropped nothing is told, since every answer lets Gradio tell of changes anew, for ever."""
-    chosen = held["top.checkpoint_path"] or []
-    there = checkpoints(board.roots, held, ADAPTERS[held["top.finetuning_type"]].takes_adapters) if chosen else []
-    kept = [one for one in chosen if one in there]
-    return gr.skip() if kept == chosen else gr.update(value=kept)
+    if not held["top.checkpoint_path"]:
+        return gr.skip()
+    kept = _fitting(held, checkpoints(board.roots, held, ADAPTERS[held["top.finetuning_type"]].takes_adapters))
+    return gr.skip() if kept == held["top.checkpoint_path"] else gr.update(value=kept)
+
+
+def _fitting(held: Mapping[str, Any], there: list[str]) -> list[str]:
+    return [one for one in held["top.checkpoint_path"] or [] if one in there]
 
 
 def _choose_bits(held: Mapping[str, Any]) -> Any:
