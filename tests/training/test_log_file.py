@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import pty
-import select
+import selectors
 import shutil
 import subprocess
 import sys
@@ -192,18 +192,23 @@ def test_a_person_sees_a_bar_and_a_pipe_gets_lines(keys: Callable[..., dict[str,
 def in_terminal(words: list[str]) -> str:
     """What a program shows to a terminal of its own."""
     ours, theirs = pty.openpty()
-    program = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"})
-    os.close(theirs)
     said, end = b"", time.time() + 120
-    while time.time() < end:
-        if not select.select([ours], [], [], 1)[0]:
-            continue
-        try:
-            said += (got := os.read(ours, 65536))
-        except OSError:  # Linux tells the end of a terminal so
-            break
-        if not got:
-            break
-    os.close(ours)
-    assert program.wait(timeout=30) == 0
+    terminal = {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, **terminal}) as program:
+        os.close(theirs)
+        with os.fdopen(ours, "rb", buffering=0) as screen, selectors.PollSelector() as arrived:
+            arrived.register(screen, selectors.EVENT_READ)
+            while time.time() < end:
+                if not arrived.select(timeout=1):
+                    continue
+                try:
+                    got = screen.read(65536)
+                except OSError:  # Linux tells the end of a terminal so
+                    break
+                if not got:
+                    break
+                said += got
+        if time.time() >= end:
+            program.kill()
+    assert program.returncode == 0
     return said.decode(errors="replace")

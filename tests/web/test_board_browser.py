@@ -82,7 +82,7 @@ def test_a_run_outlives_its_window(opened: Open, served: Served, trapped: Path, 
     one.click("train-start_btn")
     one.until("train-loss_viewer", "smoothed")
     before = one.page.locator("#train-loss_viewer g path").first.get_attribute("d")
-    drawn = "before => document.querySelector('#train-loss_viewer g path').getAttribute('d') !== before"
+    drawn = "before => document.querySelector('#train-loss_viewer g path')?.getAttribute('d') !== before"
     one.page.wait_for_function(drawn, arg=before)
     step = step_of(one)
     one.leaves = True
@@ -123,7 +123,7 @@ def talks(window: Window) -> None:
     window.page.click("#section-chat-both button")
     window.fill("chat-both_question", TRAP, "Enter")
     window.until("chat-tuned_answer", "Tuned model")
-    window.page.wait_for_function("document.querySelector('#chat-tuned_answer pre').textContent.length > 0")
+    window.page.wait_for_function("document.querySelector('#chat-tuned_answer pre')?.textContent.length > 0")
     assert "Base model" in window.text("chat-base_answer") and window.no_script_ran()
     window.click("chat-unload_btn")
     window.until("chat-info_box", "No model")

@@ -85,7 +85,7 @@ def test_an_answer_streams_and_stops_and_stays(opened: Open, webchat: Any) -> No
     webchat.engine.delay = 0.01
     num_stopped = len(webchat.engine.stopped)
     say(page, "count", ends=False)
-    page.wait_for_function("document.querySelector('#talk').innerText.includes('0 1 2 3 4')")
+    page.wait_for_function("document.querySelector('#talk')?.innerText.includes('0 1 2 3 4')")
     page.click("#stop")
     page.wait_for_selector("#send", state="visible")
     assert until(lambda: len(webchat.engine.stopped) > num_stopped), "the engine writes no further"
@@ -102,7 +102,7 @@ def test_a_closed_window_ends_its_answer(opened: Open, webchat: Any) -> None:
     webchat.engine.delay = 0.01
     num_stopped = len(webchat.engine.stopped)
     say(page, "count", ends=False)
-    page.wait_for_function("document.querySelector('#talk').innerText.includes('0 1 2 3 4')")
+    page.wait_for_function("document.querySelector('#talk')?.innerText.includes('0 1 2 3 4')")
     page.close()
     assert until(lambda: len(webchat.engine.stopped) > num_stopped, 10)
 
@@ -116,7 +116,7 @@ def test_retry_edit_and_clear(opened: Open, webchat: Any) -> None:
     page.wait_for_function(DONE, arg=1)
     assert bubbles(page) == ["hello", "Hi there, 你好!"]
     page.click("#edit")
-    page.wait_for_function("document.querySelector('#message textarea').value === 'hello'")
+    page.wait_for_function("document.querySelector('#message textarea')?.value === 'hello'")
     assert bubbles(page) == []
     say(page, "18 degrees")
     assert bubbles(page) == ["18 degrees", "It is 18 degrees in Rome."]
@@ -175,10 +175,10 @@ def test_tools_and_their_results(opened: Open, webchat: Any) -> None:
     page.fill("#tools textarea", '[{"name": "weather", "parameters": {"type": "object"}}]')
     page.wait_for_function("document.querySelector('#tools-said')?.innerText === '1 tools: weather'")
     say(page, "weather")
-    page.wait_for_function("document.querySelector('#message label span').innerText === 'Result of weather'")
+    page.wait_for_function("document.querySelector('#message label span')?.innerText === 'Result of weather'")
     assert "Let me see." in bubbles(page)[-1] and '"city": "Rome ``` <b>"' in bubbles(page)[-1]
     say(page, "18 degrees")
-    page.wait_for_function("document.querySelector('#message label span').innerText === 'Message'")
+    page.wait_for_function("document.querySelector('#message label span')?.innerText === 'Message'")
     assert "<tool_response>\n18 degrees\n</tool_response>" in webchat.engine.prompts[-1]
     assert bubbles(page)[-1] == "It is 18 degrees in Rome."
 
@@ -199,7 +199,7 @@ def test_every_text_changes_with_the_language(opened: Open) -> None:
     before = {line.strip() for line in page.inner_text("body").splitlines() if line.strip()}
     page.click("#language input")
     page.get_by_role("option", name="中文").click()
-    page.wait_for_function("document.querySelector('#send').innerText.includes('发送')")
+    page.wait_for_function("document.querySelector('#send')?.innerText.includes('发送')")
     after = {line.strip() for line in page.inner_text("body").splitlines() if line.strip()}
     assert before & after <= {"hello", "Hi there, 你好!", "model", "0", "1", "-2", "2", "▼"}
     assert page.get_attribute("#message textarea", "placeholder") == "回车发送，Shift+回车换行"
@@ -209,7 +209,7 @@ def test_every_text_changes_with_the_language(opened: Open) -> None:
 @pytest.mark.parametrize(("locale", "label"), [("ru-RU", "Отправить"), ("ko", "보내기"), ("fr", "Send")])
 def test_the_browser_s_language_is_taken(opened: Open, locale: str, label: str) -> None:
     page = opened(locale=locale)
-    page.wait_for_function(f"document.querySelector('#send').innerText.trim() === '{label}'")
+    page.wait_for_function(f"document.querySelector('#send')?.innerText.trim() === '{label}'")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
