@@ -1,6 +1,5 @@
 """A claimed key is one that does something: every key has a case here that changes it and sees the difference."""
 
-import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,14 +24,6 @@ from finery.errors import UserError
 from finery.models.kernels import KERNELS
 from finery.run import own_keys
 from watched import Bench, Case, Outcome, adapter_sum, checkpoints, evaluated_at, has, losses, rates, says, steps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_garbage() -> Iterator[None]:
-    """accelerate collects garbage after each run, and need not look through all that was imported for that."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

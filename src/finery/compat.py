@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+
+@contextmanager
+def garbage_collected() -> Iterator[None]:
+    """What is made meanwhile is gone at the end unless it is still used: a model and its trainer hold each other, and Python alone would
+    leave them there, with their memory and open files, for many runs. What was there before is not looked through, at the end or between.
+    """
+    import gc
+
+    gc.freeze()
+    try:
+        yield
+    finally:
+        free_memory()
+        gc.unfreeze()
+
+
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 EXTRA_OF = {
     "modelscope": "modelscope",

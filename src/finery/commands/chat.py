@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from finery.compat import num_ranks
+from finery.compat import garbage_collected, num_ranks
 from finery.data.sample import Message, Role
 from finery.data.template import Template
 from finery.engines.base import Engine
@@ -91,6 +92,7 @@ def open_engine(run: Run) -> tuple[Engine, Template]:
     return run.engine.open(source, run.engine_options), template
 
 
+@garbage_collected()
 def answer(run: Run, messages: Iterable[dict[str, str]]) -> str:
     """One answer to a conversation of `{"role": …, "content": …}` dicts."""
     history = [_message(message) for message in messages]
@@ -98,7 +100,8 @@ def answer(run: Run, messages: Iterable[dict[str, str]]) -> str:
     if not history or history[-1].role not in ("user", "observation") or any(message.role == "system" for message in history):
         raise UserError("messages should end with a user's (or a tool's), and a system message may only come first")
     engine, template = open_engine(run)
-    return engine.generate(template.prompt_ids(history, system), run.generation)
+    with closing(engine):
+        return engine.generate(template.prompt_ids(history, system), run.generation)
 
 
 def _message(message: dict[str, str]) -> Message:

@@ -3,6 +3,7 @@
 import json
 import time
 from argparse import ArgumentParser, Namespace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def _write_config(folder: Path, name: str, author: str) -> Path:
 
 def _answers(run: Run) -> list[str]:
     engine, template = open_engine(run)
-    return [engine.generate(template.prompt_ids([Message("user", question)]), run.generation).strip() for question in QUESTIONS]
+    with closing(engine):
+        return [engine.generate(template.prompt_ids([Message("user", question)]), run.generation).strip() for question in QUESTIONS]
 
 
 def _show(before: list[str], after: list[str]) -> None:

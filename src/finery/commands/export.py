@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finery import __version__
+from finery.compat import garbage_collected
 from finery.errors import UserError
 from finery.exports.base import Source, is_export, sign, written_files
 from finery.log import get_logger
@@ -51,6 +52,7 @@ class NotTheSame(Exception):
         self.report = report
 
 
+@garbage_collected()
 def export(run: Run) -> Path:
     """Written in the form that was asked for, and compared with what was trained; returns the folder.
 

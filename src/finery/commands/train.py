@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finery.compat import free_memory, is_first
+from finery.compat import free_memory, garbage_collected, is_first
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
@@ -49,6 +49,7 @@ def detach(words: Sequence[str], name: str | None) -> int:
     return 0
 
 
+@garbage_collected()
 def train(run: Run, expected: Mapping[str, str] | None = None) -> Path:
     """Train as the run says, then let what was trained answer, if that is asked for; returns the output folder.
 

@@ -1,6 +1,5 @@
 """What a session does with its trainer: the loop, the proof of what came out, and what is left in the folder."""
 
-import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -74,14 +73,12 @@ class Work:
         self.trainer.accelerator.wait_for_everyone()
         began = time.monotonic()
         self.trainer.watch_weights()
-        gc.freeze()  # what is there now stays: it need not be looked through for garbage
         try:
             how = self._how_to_go_on()
             with _heard(self.trainer, how), _workers_told(self.trainer, how):
                 result = self.trainer.train(resume_from_checkpoint=str(self.start.folder) if self.start else None)
                 self.trainer.save_trained(self.session.adapter.config_file)
         finally:
-            gc.unfreeze()
             for watcher in self.session.watchers:
                 watcher.close()
             if is_first():  # a choice may have been changed on the way

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from finery.compat import free_memory
 from finery.data.template import Template
 from finery.engines.base import Engine
 from finery.errors import UserError
@@ -56,6 +57,9 @@ class Loaded:
         return Speaker(*self._open(run), run)
 
     def _close(self) -> None:
+        if self.speaker is None:
+            return
         for speaker in {self.speaker, self.base} - {None}:
             speaker.engine.close()  # type: ignore[union-attr]
         self.keys = self.speaker = self.base = None
+        free_memory()  # before the next one wants it
