@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -108,27 +107,34 @@ def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 class SplitTokenizer:
     """Encodes texts in which some of `words`, tokens all, are marked: these are text, the others tokens.
 
-    It is a copy of the tokenizer that knows those tokens by other names alone.
+    It is a twin of the tokenizer that knows those tokens by other names, too; the vocabulary is held once.
     """
 
     def __init__(self, backend: Any, tokenizer: PreTrainedTokenizerBase, words: Words) -> None:
-        from tokenizers import AddedToken, Tokenizer
+        from tokenizers import Tokenizer
 
         self._words = words
-        rules = json.loads(backend.to_str())
-        for token in rules["added_tokens"]:
-            token["special"] = token["content"] in words  # only what is special can be told to be text
-        self._backend = Tokenizer.from_str(json.dumps(rules))
-        self._backend.encode_special_tokens = True
+        self._backend = Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if (found := getattr(backend, part)) is not None:
+                setattr(self._backend, part, found)
         self._names: dict[str, str] = {}
         self._ids: dict[int | None, int] = {}
-        for number, (id, token) in enumerate(tokenizer.added_tokens_decoder.items()):
+        known = tokenizer.added_tokens_decoder
+        for id, token in known.items():
+            self._add(token.content, id, token, {"normalized": token.normalized, "special": token.content in words})
+        for number, (id, token) in enumerate(known.items()):  # after all others: each of those keeps the number it has, if it can
             if token.content in words:
-                name = f"\ufdd1{number}\ufdd2"
-                self._names[token.content] = name
-                kept = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
-                self._backend.add_tokens([AddedToken(name, normalized=False, special=False, **kept)])
-                self._ids[self._backend.token_to_id(name)] = id
+                self._names[token.content] = f"\ufdd1{number}\ufdd2"
+                self._add(self._names[token.content], id, token, {"normalized": False, "special": False})
+        self._backend.encode_special_tokens = True  # what is special is read as text
+
+    def _add(self, name: str, id: int, like: Any, kind: dict[str, bool]) -> None:
+        from tokenizers import AddedToken
+
+        token = AddedToken(name, single_word=like.single_word, lstrip=like.lstrip, rstrip=like.rstrip, **kind)
+        (self._backend.add_special_tokens if kind["special"] else self._backend.add_tokens)([token])
+        self._ids[self._backend.token_to_id(name)] = id
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a marked text."""

@@ -55,9 +55,14 @@ _SPEAK = """language => {
 }"""
 _OPEN_TAB = """() => {
     if (%s !== 0) return [{__type__: "update"}];
-    setTimeout(() => { window.tabsRestored = true; }, 200);
-    const tab = location.hash.slice(1);
-    return [%s.includes(tab) ? {__type__: "update", selected: tab} : {__type__: "update"}];
+    const tab = location.hash.slice(1), known = %s.includes(tab), end = Date.now() + 10000;
+    const opened = () => {
+        const there = !known || document.getElementById(`tab-${tab}-button`)?.getAttribute("aria-selected") === "true";
+        if (there || Date.now() > end) window.tabsRestored = true;
+        else setTimeout(opened, 50);
+    };
+    setTimeout(opened, 200);
+    return [known ? {__type__: "update", selected: tab} : {__type__: "update"}];
 }"""
 """When all is there that was there before, the tab is opened that was open: it is named in the address."""
 
