@@ -11,7 +11,7 @@ import torch
 from finery.commands.train import train
 from finery.models import memory as models_memory
 from finery.run import Run
-from finery.training import memory
+from finery.training import clock, memory
 from finery.training.clock import PHASES, Clock, bound, flops_each, product_peak
 from finery.training.memory import bytes_per_token, fit
 
@@ -87,8 +87,13 @@ def test_a_peak_is_measured_with_what_memory_allows(monkeypatch: pytest.MonkeyPa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(*size, **how)
 
+    clock._product_peak.cache_clear()
     monkeypatch.setattr(torch, "randn", scarce)
-    assert product_peak(torch.float32, CPU) > 1e9
+    scanty = product_peak(torch.float32, CPU)
+    assert scanty > 1e9
+    monkeypatch.setattr(torch, "mm", None)
+    assert product_peak(torch.float32, CPU) == scanty, "once in a process is enough"
+    clock._product_peak.cache_clear()
 
 
 def test_the_budget_follows_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Where the time of steps goes, how fast tokens are trained, and what bounds it."""
 
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,21 +100,26 @@ def flops_each(model: Any) -> tuple[float, float]:
     return each[False], each[True]
 
 
-def product_peak(dtype: torch.dtype, device: torch.device, size: int = 0) -> float:
+def product_peak(dtype: torch.dtype, device: torch.device) -> float:
     """The fastest of some products of 2048 × 2048 matrices (8192 on a GPU), in FLOP/s: what a training step could reach at most.
 
-    They are smaller where memory is short, so that looking at a run does not end it.
+    Measured once in a process for as many threads.
     """
-    size, rounds = size or (8192 if device.type == "cuda" else 2048), 8 if device.type == "cuda" else 4
+    return _product_peak(dtype, device, 8192 if device.type == "cuda" else 2048, torch.get_num_threads())
+
+
+@cache
+def _product_peak(dtype: torch.dtype, device: torch.device, size: int, threads: int) -> float:
+    """The matrices are smaller where memory is short, so that looking at a run does not end it."""
     dice = torch.Generator(device).manual_seed(0)  # the run's own must not depend on when this is measured
     try:
         left, right, _ = (torch.randn(size, size, dtype=dtype, device=device, generator=dice) for _ in range(3))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or size < 64:
             raise
-        return product_peak(dtype, device, size // 2)
+        return _product_peak(dtype, device, size // 2, threads)
     best = float("inf")
-    for _ in range(rounds):
+    for _ in range(8 if device.type == "cuda" else 4):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()
