@@ -11,44 +11,21 @@ import os
 import platform
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from served import MOVED, SERVERS, serve
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "docs" / "container" / "result.json"
 KINDS = ("cpu", "cuda")
 BASE = "localhost/finery-base"
 MB = 1e6
-
-CONFIG = "finery-demo/demo.yaml"
-"""What `finery demo` writes, in the image's working folder; every command reads it."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A command that answers on a port, and the variable that says which."""
-
-    words: tuple[str, ...]
-    variable: str
-    port: int
-    paths: tuple[str, ...]
-    """Any of them will do."""
-
-
-SERVERS = (
-    Server(("api", CONFIG), "API_PORT", 8000, ("/health", "/v1/models")),
-    Server(("webui",), "GRADIO_SERVER_PORT", 7860, ("/",)),
-)
-MOVED = 10_000
-"""How far ports are moved when their variable is tried."""
 
 
 @dataclass(frozen=True)
@@ -294,15 +271,11 @@ def look_inside(desk: Desk, name: str, container: str) -> dict[str, Any]:
 
 def run_all(desk: Desk, container: str, kind: str) -> Iterator[dict[str, Any]]:
     """The main job and the servers on CPUs; the CUDA image shows that it starts."""
-    names = said_by(desk.inside(container, "python", "-c", "from finery.commands import command_names; print(*command_names())")).split()
     if kind == "cuda":
         yield run_once(desk, container, ["finery", "version"])
         return
     yield run_once(desk, container, ["finery", "demo"])
     for server in SERVERS:
-        if server.words[0] not in names:
-            yield {"words": " ".join(["finery", *server.words]), "state": "not built yet"}
-            continue
         yield serve(desk, container, server, server.port, {})
         yield serve(desk, container, server, server.port + MOVED, {server.variable: str(server.port + MOVED)})
 
@@ -317,58 +290,6 @@ def run_once(desk: Desk, container: str, words: list[str]) -> dict[str, Any]:
     return {"words": " ".join(words), "state": state, "seconds": round(time.monotonic() - began, 1), "said": lines[-1] if lines else ""}
 
 
-def serve(desk: Desk, container: str, server: Server, port: int, variables: dict[str, str]) -> dict[str, Any]:
-    """Start a server inside, ask it from outside on its port, and stop it. A chroot shares this machine's ports: none is translated."""
-    settings = [f"{name}={value}" for name, value in variables.items()]
-    words = ["finery", *server.words]
-    found: dict[str, Any] = {"words": " ".join([*settings, *words]), "port": port}
-    print(f"image: {found['words']}", flush=True)
-    if answers(port):
-        return found | {"state": "failed", "seconds": 0.0, "said": "another program has this port"}
-    began = time.monotonic()
-    command = desk.inside(container, "env", *settings, "timeout", "--kill-after=5", "600", *words)  # ends by itself if all else fails
-    with (desk.work / "server.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            answer = ask(process, port, server.paths, seconds=300)
-        finally:
-            stop(process)
-    found |= {"state": "answered" if answer else "failed", "seconds": round(time.monotonic() - began, 1)}
-    last = Path(log.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    return found | (answer or {"said": re.sub(r"\s+", " ", "".join(last))})
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens on a port of this machine."""
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def ask(process: subprocess.Popen[Any], port: int, paths: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
-    """The first good answer on one of the paths; None where the process ended or the time is over."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        for path in paths:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-                    return {"path": path, "status": answer.status, "bytes": len(answer.read())}
-            except OSError:  # nobody there yet, or not found
-                continue
-        time.sleep(0.5)
-    return None
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    """End a server with all its processes."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=15)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
 def table(found: dict[str, Any]) -> list[str]:
     """Layers and runs as they stand in docs/container.md."""
     lines = ["| layer | MB | compressed, MB |", "|---|---|---|"]
@@ -380,9 +301,7 @@ def table(found: dict[str, Any]) -> list[str]:
 def outcome(run: dict[str, Any]) -> str:
     """What became of a run, in one cell."""
     if run["state"] == "answered":
-        return f"answered on port {run['port']}, {run['path']}, status {run['status']}, after {run['seconds']} s"
-    if run["state"] == "not built yet":
-        return "not built yet"
+        return f"answered on port {run['port']}, {run['path']}, status {run['status']}, after {run['seconds']} s: {run['said']}"
     return f"{run['state']} in {run['seconds']} s: {run['said']}"
 
 

@@ -209,7 +209,7 @@ def test_the_result_is_of_these_files(image: ModuleType, kind: str) -> None:
         name: value for name, value in environment(image, kind).items() if name != "PATH"
     }
     assert found["extras"] == image.arguments(kind)["EXTRAS"]
-    assert all(run["state"] in ("done", "answered", "not built yet") for run in found["runs"])
+    assert all(run["state"] in ("done", "answered") for run in found["runs"])
 
 
 def test_the_result_names_how_it_came_about_and_no_machine() -> None:
@@ -228,7 +228,6 @@ def test_the_pages_say_what_the_result_says(image: ModuleType) -> None:
                 assert line.partition(" | ")[2] in PAGES["container_zh.md"], line
         for run in RESULT[kind]["runs"]:
             assert f"`{run['words']}`" in PAGES["container_zh.md"]
-            assert run["state"] != "not built yet" or "尚未实现" in PAGES["container_zh.md"]
         assert all(RESULT[kind]["date"] in page for page in PAGES.values())
 
 
@@ -276,14 +275,45 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_server_is_started_asked_and_stopped(image: ModuleType, tmp_path: Path) -> None:
-    port = free_port()
-    code = "import os; from http.server import *; HTTPServer(('', int(os.environ['PORT'])), SimpleHTTPRequestHandler).serve_forever()"
-    server = image.Server(("api", "x.yaml"), "PORT", 1, ("/no-such", "/"))
-    found = image.serve(Here(tmp_path, sys.executable, "-c", code), "c", server, port, {"PORT": str(port)})
-    assert (found["words"], found["state"], found["path"], found["status"]) == (f"PORT={port} finery api x.yaml", "answered", "/", 200)
-    assert not image.answers(port)
-    assert image.outcome(found).startswith(f"answered on port {port}, /, status 200")
+SERVER = """
+import json, os
+from http.server import *
+
+class Asked(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/?token=t0k":
+            self.send_response(303)
+            self.send_header("Set-Cookie", "known=1")
+            self.send_header("Location", "/en/")
+        else:
+            self.send_response(200 if (self.path, self.headers["Cookie"]) == ("/en/", "known=1") else 401)
+        self.end_headers()
+        self.wfile.write(b"x" * 2000)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.send_response(200 if self.headers["Authorization"] == "Bearer s3cret" else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": asked.upper() + "\\n"}}]}).encode())
+
+server = HTTPServer(("", int(os.environ["PORT"])), Asked)
+print(os.environ["TOLD"], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "told", "path", "said"),
+    [(0, "with the key s3cret (made up)", "/v1/chat/completions", "'WHO ARE YOU?'"), (1, "at http://x/?token=t0k", "/en/", "2 kB")],
+)
+def test_a_server_is_started_asked_and_stopped(image: ModuleType, tmp_path: Path, number: int, told: str, path: str, said: str) -> None:
+    """With the key or token that it tells, as its users do."""
+    port, server = free_port(), image.SERVERS[number]
+    found = image.serve(Here(tmp_path, sys.executable, "-c", SERVER), "c", server, port, {"PORT": str(port), "TOLD": told})
+    words = " ".join([f"PORT={port}", f"TOLD={told}", "finery", *server.words])
+    assert (found["words"], found["state"], found["path"], found["status"], found["said"]) == (words, "answered", path, 200, said)
+    assert not import_module("served").answers(port)
+    assert image.outcome(found).startswith(f"answered on port {port}, {path}, status 200") and image.outcome(found).endswith(said)
 
 
 def test_a_server_that_ends_has_failed_with_its_last_words(image: ModuleType, tmp_path: Path) -> None:
@@ -297,7 +327,7 @@ def test_a_server_that_ends_has_failed_with_its_last_words(image: ModuleType, tm
     assert found["state"] == "failed" and "another program" in found["said"]
 
 
-def test_commands_that_are_not_there_are_said_to_be_not_built(image: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_both_servers_are_asked_on_both_ports(image: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served: list[str] = []
 
     def serve(desk: Any, container: str, server: Any, port: int, variables: dict[str, str]) -> dict[str, Any]:
@@ -306,7 +336,7 @@ def test_commands_that_are_not_there_are_said_to_be_not_built(image: ModuleType,
 
     monkeypatch.setattr(image, "serve", serve)
     monkeypatch.setattr(image, "run_once", lambda desk, container, words: {"words": " ".join(words), "state": "done"})
-    monkeypatch.setattr(image, "said_by", lambda command: "api chat train")
     runs = list(image.run_all(image.Desk(tmp_path, "vfs"), "c", "cpu"))
-    assert [run["state"] for run in runs] == ["done", "answered", "answered", "not built yet"]
-    assert served == ["api 8000 {}", "api 18000 {'API_PORT': '18000'}"]
+    assert [run["state"] for run in runs] == ["done", *["answered"] * 4]
+    ports = ["api 8000 {}", "api 18000 {'API_PORT': '18000'}", "webui 7860 {}", "webui 17860 {'GRADIO_SERVER_PORT': '17860'}"]
+    assert served == ports
