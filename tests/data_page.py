@@ -28,7 +28,7 @@ def records(path: Path, *rows: Any) -> Path:
 
 def held_of(updates: Held, before: Held | None = None) -> Held:
     """What the page's parts hold after a reaction, as the browser sends it with the next."""
-    held = {"data.dataset_dir": "data", "top.lang": "en", "data.sent": None, "data.read": None, "data.clicked": None, **(before or {})}
+    held = {"data.dataset_dir": "data", "data.sent": None, "data.read": None, "data.clicked": None, **(before or {})}
     held |= {id: "" for id in page.FORM if id not in held}
     for id, update in updates.items():
         if not (isinstance(update, dict) and "__type__" in update):

@@ -64,7 +64,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     base = build_model(room / "base", hidden_size=128, intermediate_size=256)
     keys = {
         "model_name_or_path": str(base), "dataset": str(room / "chats.json"), "finetuning_type": "full", "do_train": True,
-        "resize_vocab": True, "max_steps": 260, "per_device_train_batch_size": 20, "learning_rate": 3e-3, "logging_steps": 100,
+        "resize_vocab": True, "max_steps": 200, "per_device_train_batch_size": 20, "learning_rate": 3e-3, "logging_steps": 100,
         "lr_scheduler_type": "cosine", "save_strategy": "no", "report_to": "none", "cutoff_len": 512,
     }  # fmt: skip
     for family in FAMILIES:

@@ -208,5 +208,6 @@ def test_a_window_that_opens_later_shows_the_newest(tab: Drawn, tmp_path: Path) 
     tab.press("tabs.export", "select")
     assert tab.held["export.result_of"] == "exports/two"
     assert "is what was trained" in tab.held["export.report"]
-    tab.press("export.result_of", "input", top__lang="zh")
+    tab.board.language = "zh"
+    tab.press("export.result_of", "input")
     assert "与训练所得一致" in tab.held["export.report"]

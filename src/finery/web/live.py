@@ -11,7 +11,7 @@ from finery.errors import UserError
 from finery.jobs import find, jobs
 from finery.web.board import Board
 from finery.web.curves import Curve, picture
-from finery.web.texts import Texts, texts
+from finery.web.texts import Texts
 from finery.web.watching import Seen, bar, listed, loss_curves, output, rates, see, warnings
 
 EVERY_SECONDS = 2.0
@@ -46,7 +46,7 @@ class Live:
 
     def _wire(self) -> None:
         board, tab = self.board, self.tab
-        watched = [f"{tab}.job", f"{tab}.drawn", "top.lang"]
+        watched = [f"{tab}.job", f"{tab}.drawn"]
         board.on([self.timer.tick, board.parts[f"{tab}.job"].change], self.look, watched, self.shows)
         board.on(board.parts[f"{tab}.job"].focus, lambda held: gr.update(choices=listed()), [], [f"{tab}.job"])
         for name, now in (("stop_btn", False), ("kill_btn", True)):
@@ -55,7 +55,7 @@ class Live:
 
     def look(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """What the page shows of its job now."""
-        spoken = texts(held["top.lang"])
+        spoken = self.board.texts
         id = held[f"{self.tab}.job"]
         if not id:
             return {f"{self.tab}.progress": f"<p>{spoken.say('no_job')}</p>"}
@@ -63,12 +63,11 @@ class Live:
             seen = see(find(id))
         except UserError as error:
             return {f"{self.tab}.progress": f"<p>{error}</p>"}
-        return self._updates(seen, spoken, held[f"{self.tab}.drawn"], held["top.lang"])
+        return self._updates(seen, spoken, held[f"{self.tab}.drawn"])
 
-    def _updates(self, seen: Seen, spoken: Texts, drawn: str, language: str) -> dict[str, Any]:
+    def _updates(self, seen: Seen, spoken: Texts, drawn: str) -> dict[str, Any]:
         tab, runs = self.tab, not seen.status.has_ended
-        signature = f"{seen.signature} {language}"
-        if signature == drawn and not runs:
+        if seen.signature == drawn and not runs:
             return {}
         found = {
             f"{tab}.progress": bar(seen, spoken),
@@ -77,10 +76,10 @@ class Live:
             f"{tab}.stop_btn": gr.update(interactive=runs),
             f"{tab}.kill_btn": gr.update(visible=seen.status.state == "stopping"),
         }
-        if signature != drawn:
-            found[f"{tab}.drawn"] = signature
+        if seen.signature != drawn:
+            found[f"{tab}.drawn"] = seen.signature
             found[f"{tab}.job"] = gr.update(choices=listed())
-        if self.has_curves and signature != drawn:
+        if self.has_curves and seen.signature != drawn:
             found[f"{tab}.loss_viewer"] = picture(spoken.say("loss"), loss_curves(seen.lines, spoken), spoken.say("no_points"))
             rate = Curve(spoken.say("rate"), rates(seen.lines), "c0")
             found[f"{tab}.rate_viewer"] = picture(rate.name, [rate], spoken.say("no_points"))

@@ -52,7 +52,7 @@ class Results(ABC):
     def _wire(self) -> None:
         board, tab, parts = self.board, self.tab, self.board.parts
         model = ["top.model_name", "top.model_path", "top.finetuning_type"]
-        self.read_ids = [f"{tab}.result_of", *self.reads, "top.lang"]
+        self.read_ids = [f"{tab}.result_of", *self.reads]
         self.held_ids = [*model, f"{tab}.job", f"{tab}.followed", *self.read_ids]
         followed = [parts[f"{tab}.progress"].change, parts[f"{tab}.job"].change]
         every = [f"{tab}.result_of", f"{tab}.followed", *self.shows]

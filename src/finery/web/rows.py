@@ -17,7 +17,7 @@ from finery.previews.terminal import pieces, title
 from finery.run import Run
 from finery.web.board import Board
 from finery.web.roots import Roots
-from finery.web.texts import texts
+from finery.web.texts import Texts
 
 PER_PAGE = 2
 _ONE = threading.Lock()  # tokenizers and caches of rows are used by one look at a time
@@ -50,7 +50,7 @@ class RowsPanel:
     def wire(self, button: Any, ids: Sequence[str], keys: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
         """`keys` makes a run of what the parts `ids` hold."""
         board, tab = self.board, self.tab
-        held_ids = [*ids, f"{tab}.page_index", "top.lang"]
+        held_ids = [*ids, f"{tab}.page_index"]
         shown = [f"{tab}.rows", f"{tab}.preview_samples", f"{tab}.page_index"]
         for event, turn in ((button.click, None), (board.parts[f"{tab}.prev_btn"].click, -1), (board.parts[f"{tab}.next_btn"].click, 1)):
             board.on(event, lambda held, turn=turn: self._turn(held, turn, keys), held_ids, shown, show_progress="full")
@@ -59,15 +59,14 @@ class RowsPanel:
 
     def _turn(self, held: Mapping[str, Any], turn: int | None, keys: Callable[[Mapping[str, Any]], dict[str, Any]]) -> tuple[Any, str, int]:
         page = 0 if turn is None else max(int(held[f"{self.tab}.page_index"] or 0) + turn, 0)
-        return gr.update(visible=True), rows_page(keys(held), page, held["top.lang"]), page
+        return gr.update(visible=True), rows_page(keys(held), page, self.board.texts), page
 
 
-def rows_page(keys: Mapping[str, Any], page: int, language: str) -> str:
+def rows_page(keys: Mapping[str, Any], page: int, spoken: Texts) -> str:
     """One page of rows as HTML. Raises `UserError` for a run that cannot be."""
     run = Run.from_dict(dict(keys))
     if not (run.data.dataset or run.data.eval_dataset):
         raise UserError("no data set is chosen")
-    spoken = texts(language)
     with _ONE:
         preview = Preview(run)
         try:

@@ -16,7 +16,6 @@ from finery.web.live import Live
 from finery.web.restoring import form_of
 from finery.web.saves import load_settings, new_name, runs_of, save_settings, saved_settings
 from finery.web.starting import checked, start_run
-from finery.web.texts import texts
 
 
 class RunPanel(ABC):
@@ -65,16 +64,16 @@ class RunPanel(ABC):
 
     def _wire(self) -> None:
         board, tab, ids = self.board, self.tab, self.ids
-        spoken, settings = [*ids, "top.lang"], f"{tab}.config_path"
+        settings = f"{tab}.config_path"
 
         def part(name: str) -> Any:
             return board.parts[f"{tab}.{name}"]
 
         board.on(part("cmd_preview_btn").click, self._show, ids, [f"{tab}.command", f"{tab}.file"])
-        board.on(part("check_btn").click, self._check, spoken, [f"{tab}.findings"], show_progress="full")
+        board.on(part("check_btn").click, self._check, ids, [f"{tab}.findings"], show_progress="full")
         begun = [f"{tab}.job", f"{tab}.findings"]
         board.on(part("start_btn").click, lambda held: (self.start(held), ""), ids, begun, show_progress="full")
-        board.on(part("arg_save_btn").click, self._save, [*spoken, settings], [settings])
+        board.on(part("arg_save_btn").click, self._save, [*ids, settings], [settings])
         board.on(part("arg_load_btn").click, self._load, [settings], ids)
         board.on(part("config_path").focus, lambda held: gr.update(choices=saved_settings(board.roots)), [], [settings])
         if "output_dir" in self.typed:
@@ -86,13 +85,13 @@ class RunPanel(ABC):
         return gr.update(value=as_command(keys, self.command), visible=True), gr.update(value=as_yaml(keys), visible=True)
 
     def _check(self, held: Mapping[str, Any]) -> str:
-        told = self.check(self.keys(held)) or texts(held["top.lang"]).say("nothing_found")
+        told = self.check(self.keys(held)) or self.board.texts.say("nothing_found")
         return f'<pre class="log" tabindex="0">{html.escape(told)}</pre>'
 
     def _save(self, held: Mapping[str, Any]) -> Any:
         roots, name = self.board.roots, held[f"{self.tab}.config_path"] or new_name("settings")
         path = save_settings(roots, name, as_yaml(self.keys(held)))
-        gr.Info(texts(held["top.lang"]).say("saved_in", path=path))
+        gr.Info(self.board.texts.say("saved_in", path=path))
         return gr.update(choices=saved_settings(roots), value=path)
 
     def _load(self, held: Mapping[str, Any]) -> dict[str, Any]:

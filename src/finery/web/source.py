@@ -13,7 +13,6 @@ from finery.models.adapters import ADAPTERS
 from finery.web.board import Board
 from finery.web.roots import Roots
 from finery.web.saves import checkpoints
-from finery.web.texts import texts
 
 
 def newest_run(roots: Roots, held: Mapping[str, Any]) -> str | None:
@@ -41,7 +40,7 @@ class Source:
         chosen = [f"top.{name}" for name in ("model_name", "model_path", "finetuning_type", "checkpoint_path")]
         parts = board.parts
         events = [parts[f"tabs.{tab}"].select, *(parts[id].change for id in (*chosen, f"{tab}.newest"))]
-        board.on(events, self.told, [*chosen, f"{tab}.newest", "top.lang"], [f"{tab}.source"], trigger_mode="always_last")
+        board.on(events, self.told, [*chosen, f"{tab}.newest"], [f"{tab}.source"], trigger_mode="always_last")
 
     def taken(self, held: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the page holds, with the newest run as its checkpoint where that counts."""
@@ -51,7 +50,7 @@ class Source:
 
     def told(self, held: Mapping[str, Any]) -> str:
         """The line."""
-        spoken, taken = texts(held["top.lang"]), self.taken(held)
+        spoken, taken = self.board.texts, self.taken(held)
         model = Path(str(held["top.model_path"] or "")).name
         runs = ", ".join(map(str, taken["top.checkpoint_path"] or []))
         said = spoken.say("source_tuned", model=model, runs=runs) if runs else spoken.say("source_plain", model=model)

@@ -19,7 +19,7 @@ from finery.web.keys_panel import KeysPanel
 from finery.web.loaded import Loaded
 from finery.web.source import Source
 from finery.web.starting import gathered
-from finery.web.texts import texts
+from finery.web.texts import Texts
 
 _MOST_TOKENS = 256
 """Of an answer that stands beside another."""
@@ -51,17 +51,16 @@ def build(board: Board) -> ChatBox:
 
 def _wire(board: Board, loaded: Loaded, source: Source) -> None:
     parts = board.parts
-    ids = [*board.of("top", "infer"), "infer.more", "chat.newest", "top.lang"]
+    ids = [*board.of("top", "infer"), "infer.more", "chat.newest"]
     shown = ["chat.info_box"]
     board.on(parts["chat.load_btn"].click, lambda held: _load(board, loaded, source.taken(held)), ids, shown, show_progress="full")
-    board.on(parts["chat.unload_btn"].click, lambda held: _unload(board, loaded, held), ["top.lang"], shown)
+    board.on(parts["chat.unload_btn"].click, lambda held: _unload(board, loaded), [], shown)
     seen = parts["tabs.chat"].select
-    board.on(seen, lambda held: told(loaded, held["top.lang"]), ["top.lang"], ["chat.info_box"])
-    asked = ["chat.both_question", "top.lang"]
+    board.on(seen, lambda held: told(loaded, board.texts), [], ["chat.info_box"])
     board.stream(
         [parts["chat.both_btn"].click, parts["chat.both_question"].submit],
-        lambda held: ask_both(loaded, held),
-        asked,
+        lambda held: ask_both(loaded, held["chat.both_question"] or "", board.texts),
+        ["chat.both_question"],
         ["chat.base_answer", "chat.tuned_answer"],
     )
 
@@ -71,18 +70,17 @@ def _load(board: Board, loaded: Loaded, held: Mapping[str, Any]) -> str:
         loaded.load(gathered(board, held, "infer", {}))
     elif loaded.keys is None:
         loaded.load(board.demo_keys)
-    return told(loaded, held["top.lang"])
+    return told(loaded, board.texts)
 
 
-def _unload(board: Board, loaded: Loaded, held: Mapping[str, Any]) -> str:
+def _unload(board: Board, loaded: Loaded) -> str:
     if not board.is_demo:
         loaded.unload()
-    return told(loaded, held["top.lang"])
+    return told(loaded, board.texts)
 
 
-def told(loaded: Loaded, language: str) -> str:
+def told(loaded: Loaded, spoken: Texts) -> str:
     """What is loaded, in words: the same in all windows."""
-    spoken = texts(language)
     if loaded.keys is None:
         return f"<p>{html.escape(spoken.say('nothing_loaded'))}</p>"
     adapters = loaded.keys.get("adapter_name_or_path") or []
@@ -90,10 +88,9 @@ def told(loaded: Loaded, language: str) -> str:
     return f"<p>{html.escape(spoken.say('loaded', model=' + '.join([name, *adapters])))}</p>"
 
 
-def ask_both(loaded: Loaded, held: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def ask_both(loaded: Loaded, question: str, spoken: Texts) -> Iterator[tuple[str, str]]:
     """The same question to the base and to what was tuned, likeliest tokens alone; both answers as they come."""
-    spoken = texts(held["top.lang"])
-    if not (held["chat.both_question"] or "").strip():
+    if not question.strip():
         raise UserError(spoken.say("no_question"))
     if loaded.speaker is None:
         raise UserError(spoken.say("nothing_loaded"))
@@ -102,7 +99,7 @@ def ask_both(loaded: Loaded, held: Mapping[str, Any]) -> Iterator[tuple[str, str
     answers = ["", ""]
     titles = [spoken.say("base_model"), spoken.say("tuned_model")]
     for number, speaker in enumerate(speakers):
-        for text in _answer(speaker, held["chat.both_question"].strip()):
+        for text in _answer(speaker, question.strip()):
             answers[number] = text
             yield _card(titles[0], answers[0]), _card(titles[1], answers[1])
 

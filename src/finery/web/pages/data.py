@@ -17,7 +17,7 @@ from finery.web import entry_form, samples
 from finery.web.board import Board
 from finery.web.catalogue import DataFolder, data_folder, listed, loose_files
 from finery.web.inspecting import count, inspect
-from finery.web.texts import texts
+from finery.web.texts import Texts, texts
 from finery.web.uploads import Exists, free_name, safe_name, sweep, take
 
 _CHEAP_BYTES = 32 << 20
@@ -68,7 +68,7 @@ def build(board: Board) -> None:
 
 
 def _wire(board: Board) -> None:
-    parts, where = board.parts, ["data.dataset_dir", "top.lang"]
+    parts, where = board.parts, ["data.dataset_dir"]
     sets = ["data.notice", "data.sets"]
 
     def on(trigger: Any, work: Any, ids: list[str], outputs: list[str], **given: Any) -> Any:
@@ -78,7 +78,7 @@ def _wire(board: Board) -> None:
     on(opened + ([parts["tabs.data"].select] if "tabs.data" in parts else []), show_sets, [], sets)
     gr.on(parts["data.sets"].click, _clicked, None, parts["data.clicked"], api_visibility="private", show_progress="hidden")
     on(parts["data.clicked"].change, choose, ["data.clicked"], _ALL, show_progress="minimal")
-    on(parts["data.new_btn"].click, lambda board, held: filled(board, held, "", {}, None), [], _ALL)
+    on(parts["data.new_btn"].click, lambda board, held: filled(board, "", {}, None), [], _ALL)
     on(parts["data.look_btn"].click, look, [*FORM, "data.read"], _ALL, show_progress="minimal")
     on([parts["entry.formatting"].input, parts["entry.ranking"].input], _fit, [*FORM, "data.read"], list(entry_form.fitted()))
     on(parts["data.save_btn"].click, save, [*FORM, "data.read"], [*_ALL, *sets], show_progress="minimal")
@@ -103,7 +103,7 @@ def _clicked(event: gr.EventData) -> tuple[str, str, float]:
 
 def show_sets(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
     """The list of the folder's sets, or why there is none."""
-    spoken = texts(held["top.lang"])
+    spoken = board.texts
     folder = data_folder(board.roots, held["data.dataset_dir"])
     try:
         sets = list(listed(folder))
@@ -137,17 +137,15 @@ def choose(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
             found = inspect(folder.path, name, raw)
     except UserError as error:
         found = _nothing(str(error))
-    return filled(board, held, name, raw, found, read={"name": name, "raw": entries[name]})
+    return filled(board, name, raw, found, read={"name": name, "raw": entries[name]})
 
 
 # ---------------------------------------------------------------------- the form
 
 
-def filled(
-    board: Board, held: Mapping[str, Any], name: str, raw: Mapping[str, Any], found: Mapping[str, Any] | None, read: Any = None
-) -> dict[str, Any]:
+def filled(board: Board, name: str, raw: Mapping[str, Any], found: Mapping[str, Any] | None, read: Any = None) -> dict[str, Any]:
     """The form with an entry, and what was found in its records."""
-    spoken = texts(held["top.lang"])
+    spoken = board.texts
     values = entry_form.shown(raw)
     columns = list(found["columns"]) if found else []
     updates = entry_form.fitting(values, columns, spoken)
@@ -160,12 +158,11 @@ def filled(
         "data.title": f"<h3>{samples.text(title)}</h3>",
         "data.read": {"read": read, "columns": columns, "raw": dict(raw)},
         "data.remove_row": gr.update(visible=False),
-        **_seen(found, held),
+        **_seen(found, board.texts),
     }
 
 
-def _seen(found: Mapping[str, Any] | None, held: Mapping[str, Any]) -> dict[str, str]:
-    spoken = texts(held["top.lang"])
+def _seen(found: Mapping[str, Any] | None, spoken: Texts) -> dict[str, str]:
     if found is None:
         return dict.fromkeys(SEEN, "")
     return {"data.findings": samples.findings(found, spoken), "data.samples": samples.samples(found, spoken)}
@@ -177,7 +174,7 @@ def _nothing(complaint: str) -> dict[str, Any]:
 
 def _fit(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
     columns = (held["data.read"] or {}).get("columns", [])
-    found = entry_form.fitting(held, columns, texts(held["top.lang"]))
+    found = entry_form.fitting(held, columns, board.texts)
     return {id: gr.update(**update) for id, update in found.items()}
 
 
@@ -199,8 +196,8 @@ def look(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
     folder.files(name, entry)
     found = inspect(folder.path, name, raw)
     state = {**(held["data.read"] or {"read": None, "raw": {}}), "columns": list(found["columns"])}
-    fits = entry_form.fitting(held, list(found["columns"]), texts(held["top.lang"]))
-    return {**{id: gr.update(**update) for id, update in fits.items()}, "data.read": state, **_seen(found, held)}
+    fits = entry_form.fitting(held, list(found["columns"]), board.texts)
+    return {**{id: gr.update(**update) for id, update in fits.items()}, "data.read": state, **_seen(found, board.texts)}
 
 
 def save(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +205,7 @@ def save(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
     folder = _writable(board, held)
     name, raw, read = _described(held)
     folder.put(name, raw, (read["name"], read["raw"]) if read else None)
-    gr.Info(texts(held["top.lang"]).say("data_entry_saved", entry=samples.text(name), path=samples.text(folder.home / FILE)))
+    gr.Info(board.texts.say("data_entry_saved", entry=samples.text(name), path=samples.text(folder.home / FILE)))
     again = {**held, "data.clicked": (name, "", 0.0)}
     return {**choose(board, again), **show_sets(board, held)}
 
@@ -229,7 +226,7 @@ def remove(board: Board, held: Mapping[str, Any]) -> dict[str, Any]:
     """Take the entry out of the file, once that was asked again."""
     folder = _writable(board, held)
     folder.remove(_read(held))
-    return {**filled(board, held, "", {}, None), **show_sets(board, held)}
+    return {**filled(board, "", {}, None), **show_sets(board, held)}
 
 
 def _writable(board: Board, held: Mapping[str, Any]) -> DataFolder:
@@ -285,7 +282,7 @@ def _answered() -> dict[str, Any]:
 
 def _after(board: Board, held: Mapping[str, Any], name: str) -> dict[str, Any]:
     folder = data_folder(board.roots, held["data.dataset_dir"])
-    gr.Info(texts(held["top.lang"]).say("data_file_saved", path=samples.text(folder.home / name)))
+    gr.Info(board.texts.say("data_file_saved", path=samples.text(folder.home / name)))
     return {**propose(board, held, folder, name), **show_sets(board, held), **_answered()}
 
 
@@ -299,4 +296,4 @@ def propose(board: Board, held: Mapping[str, Any], folder: DataFolder, file: str
         entries, found = {}, {**found, "complaint": str(error)}
     stem = file.partition(".")[0]
     name = next(free for number in range(1, 10_000) if (free := stem if number == 1 else f"{stem}-{number}") not in entries)
-    return filled(board, held, name, found["entry"] or {"file_name": file}, found)
+    return filled(board, name, found["entry"] or {"file_name": file}, found)

@@ -19,7 +19,6 @@ from finery.web.run_panel import RunPanel, need_data
 from finery.web.saves import SAVES, model_folder, new_name
 from finery.web.source import Source
 from finery.web.starting import gathered
-from finery.web.texts import texts
 
 
 def build(board: Board) -> Live:
@@ -100,7 +99,7 @@ class Predictions(Results):
 
     def show(self, folder: Path, held: Mapping[str, Any]) -> dict[str, Any]:
         """The scores, and the page of answers that is chosen."""
-        roots, spoken, there = self.board.roots, texts(held["top.lang"]), answer_files(folder)
+        roots, spoken, there = self.board.roots, self.board.texts, answer_files(folder)
         found: dict[str, Any] = {
             "eval.scores": scores_table(scores(roots, folder), spoken),
             "eval.answers_box": gr.update(visible=bool(there)),

@@ -21,7 +21,6 @@ from finery.web.run_panel import RunPanel
 from finery.web.saves import SAVES, model_folder
 from finery.web.source import Source
 from finery.web.starting import gathered
-from finery.web.texts import texts
 
 EXPORTS = "exports"
 
@@ -86,7 +85,7 @@ class Reports(Results):
     def show(self, folder: Path, held: Mapping[str, Any]) -> dict[str, Any]:
         """The report that lies in an export."""
         path = self.board.roots.path(str(folder / REPORT), "result_of")
-        return {"export.report": report_page(folder, read_report(path), texts(held["top.lang"]))}
+        return {"export.report": report_page(folder, read_report(path), self.board.texts)}
 
     def aside(self, folder: Path) -> Path:
         """An export that is not what was trained."""

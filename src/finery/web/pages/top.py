@@ -15,7 +15,7 @@ from finery.models.quantizers import QUANTIZERS
 from finery.web.board import Board
 from finery.web.named import CUSTOM, DEMO, HUBS, name_of, path_of
 from finery.web.saves import checkpoints
-from finery.web.texts import LANGUAGES, texts
+from finery.web.texts import LANGUAGES
 from finery.web.verdict import verdict
 
 _BITS = {"bnb": ("8", "4"), "hqq": ("8", "6", "5", "4", "3", "2", "1"), "eetq": ("8",), "torchao": ("8", "4"), "quanto": ("8", "4", "2")}
@@ -65,10 +65,10 @@ def _wire(board: Board, page: gr.Blocks) -> None:
     board.on(
         [parts["top.model_path"].change], _name_model, ["top.model_name", "top.model_path"], ["top.model_name"], trigger_mode="always_last"
     )
-    seen = ["top.model_path", "top.template", "top.lang"]
+    seen = ["top.model_path", "top.template"]
     board.on(
         [page.load, parts["top.model_path"].change, parts["top.template"].change],
-        lambda held: verdict(board.roots, held["top.model_path"], held["top.template"], texts(held["top.lang"])),
+        lambda held: verdict(board.roots, held["top.model_path"], held["top.template"], board.texts),
         seen,
         ["top.verdict"],
         trigger_mode="always_last",
