@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.cookiejar import CookieJar
@@ -24,6 +25,8 @@ CONFIG = "finery-demo/demo.yaml"
 MOVED = 10_000
 """How far ports are moved when their variable is tried."""
 _QUESTION = "Who are you?"
+_OK, _NOT_YET = 200, (401, 503)
+"""Statuses of a server that has not told its secret yet, or is not ready."""
 _SECRETS = (r"with the key (\S+)", r"[?&]token=(\S+)")
 """How the servers tell what they want of those who come from elsewhere."""
 
@@ -46,7 +49,7 @@ SERVERS = (
         "API_PORT",
         8000,
         "/v1/chat/completions",
-        json.dumps({"messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 24, "temperature": 0}).encode(),
+        json.dumps({"model": "lora", "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 24, "temperature": 0}).encode(),
     ),
     Server(("webui",), "GRADIO_SERVER_PORT", 7860, "/"),
 )
@@ -69,7 +72,7 @@ def serve(desk: Desk, container: str, server: Server, port: int, variables: dict
             answer = ask(process, port, server, log, seconds=300)
         finally:
             stop(process)
-    found |= {"state": "answered" if answer else "failed", "seconds": round(time.monotonic() - began, 1)}
+    found |= {"state": "answered" if answer and answer["status"] == _OK else "failed", "seconds": round(time.monotonic() - began, 1)}
     if answers(port):
         return found | {"state": "failed", "said": "it goes on when it is told to end"}
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -84,15 +87,20 @@ def answers(port: int) -> bool:
 
 
 def ask(process: subprocess.Popen[Any], port: int, server: Server, log: Path, seconds: float) -> dict[str, Any] | None:
-    """The first good answer; None where the process ended or the time is over."""
+    """The first answer; None where the process ended or the time is over."""
     end = time.monotonic() + seconds
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
     while process.poll() is None and time.monotonic() < end:
         try:
             with opener.open(_request(port, server, log.read_text(encoding="utf-8", errors="replace")), timeout=60) as answer:
                 return {"path": urlsplit(answer.geturl()).path, "status": answer.status, "said": _said(answer.read(), server)}
-        except OSError:  # nobody there yet, or the secret is not told yet
-            time.sleep(0.5)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code not in _NOT_YET:
+                    return {"path": server.path, "status": error.code, "said": error.read(300).decode(errors="replace")}
+        except OSError:  # nobody there yet
+            pass
+        time.sleep(0.5)
     return None
 
 

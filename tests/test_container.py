@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from fnmatch import translate
 from importlib import import_module
 from pathlib import Path
@@ -300,6 +301,13 @@ server = HTTPServer(("", int(os.environ["PORT"])), Asked)
 print(os.environ["TOLD"], flush=True)
 server.serve_forever()
 """
+
+
+def test_a_server_that_refuses_has_failed_at_once(image: ModuleType, tmp_path: Path) -> None:
+    port, server = free_port(), replace(image.SERVERS[1], path="/elsewhere")
+    code = SERVER.replace("401", "404")
+    found = image.serve(Here(tmp_path, sys.executable, "-c", code), "c", server, port, {"PORT": str(port), "TOLD": ""})
+    assert (found["state"], found["status"]) == ("failed", 404)
 
 
 @pytest.mark.parametrize(
