@@ -73,7 +73,7 @@ def serve(desk: Desk, container: str, server: Server, port: int, variables: dict
         finally:
             stop(process)
     found |= {"state": "answered" if answer and answer["status"] == _OK else "failed", "seconds": round(time.monotonic() - began, 1)}
-    if answers(port):
+    if still_answers(port, seconds=10):
         return found | {"state": "failed", "said": "it goes on when it is told to end"}
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return found | (answer or {"said": re.sub(r"\s+", " ", "".join(last))})
@@ -84,6 +84,16 @@ def answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def still_answers(port: int, seconds: float) -> bool:
+    """Whether somebody listens there even after some time: a process that was ended takes a moment to go."""
+    end = time.monotonic() + seconds
+    while there := answers(port):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    return there
 
 
 def ask(process: subprocess.Popen[Any], port: int, server: Server, log: Path, seconds: float) -> dict[str, Any] | None:
