@@ -158,15 +158,25 @@ def real_model() -> Path:
     return demo_model()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Reports of a test, of one that is skipped, too, name the fault that it brings about."""
+    for item in items:
+        item.user_properties += [("fault", mark.args[0]) for mark in item.iter_markers("fault")]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many faults and kills were survived, counted over all processes."""
-    faults, kills = set(), Counter[str]()
-    for report in terminalreporter.getreports("passed"):
-        told = dict(report.user_properties) if report.when == "call" else {}
-        faults |= {told["fault"]} if "fault" in told else set()
-        kills.update(json.loads(told.get("kills", "{}")))
-    if faults:
-        terminalreporter.write_line(f"faults survived: {len(faults)} ({', '.join(sorted(faults))})")
+    faults: dict[str, set[str]] = {kind: set() for kind in ("passed", "failed", "error", "skipped")}
+    kills = Counter[str]()
+    for kind, found in faults.items():
+        for report in terminalreporter.getreports(kind):
+            told = dict(report.user_properties)
+            found |= {told["fault"]} if "fault" in told else set()
+            kills.update(json.loads(told.get("kills", "{}")) if kind == "passed" else {})
+    if met := set().union(*faults.values()):
+        survived = faults["passed"] - faults["failed"] - faults["error"] - faults["skipped"]
+        skipped = f"; skipped, for the reason that `-rs` tells: {', '.join(sorted(faults['skipped']))}" if faults["skipped"] else ""
+        terminalreporter.write_line(f"faults survived: {len(survived)} of {len(met)} ({', '.join(sorted(survived))}){skipped}")
     if kills:
         counted = ", ".join(f"{phase} {count}" for phase, count in kills.items())
         terminalreporter.write_line(f"kills survived: {kills.total()} ({counted})")

@@ -59,6 +59,41 @@ def test_a_changed_model_is_named(keys: Keys, tiny_model: Path, tmp_path: Path, 
     assert "the model's weights (has changed)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["template", "tokenizer"])
+def test_a_changed_template_or_tokenizer_is_named(
+    what: str, keys: Keys, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    folder = finery.train(keys(model_name_or_path=str(model), max_steps=1))
+    if what == "template":
+        path = model / "chat_template.jinja"
+        path.write_text(path.read_text().replace("'<|im_end|>' + '\\n'", "'<|im_end|>'", 1))
+    else:
+        told = json.loads((path := model / "tokenizer.json").read_text())
+        told["model"]["merges"].pop()
+        path.write_text(json.dumps(told))
+    capsys.readouterr()
+    assert main(["replay", str(folder)]) == 1
+    assert "what it read has changed: the tokenizer or the template (has changed)" in capsys.readouterr().err
+    assert not (tmp_path / "out.replay" / "adapter_model.safetensors").exists(), "nothing is trained"
+
+
+def test_a_run_in_parts_is_repeated_with_its_last_keys(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same comes out where the parts differ in nothing that steps depend on; else it is said why not."""
+    parts = {"save_strategy": "steps", "save_steps": 2, "lora_dropout": 0.1}
+    finery.train(keys(**parts, lr_scheduler_type="constant"))
+    folder = finery.train(keys(**parts, lr_scheduler_type="constant", max_steps=4, resume_from_checkpoint=True))
+    assert len(json.loads((folder / "manifest.json").read_text())["in_parts"]) == 1
+    assert main(["replay", str(folder)]) == 0
+    assert "the same: 4 steps" in capsys.readouterr().out
+    finery.train(keys(**parts, overwrite_output_dir=True))
+    finery.train(keys(**parts, max_steps=4, resume_from_checkpoint=True))  # the rate had fallen to 0 by the second step, and falls again
+    assert main(["replay", str(folder), "--into", f"{folder}.again"]) == 1
+    said = capsys.readouterr().out
+    assert "adapter_model.safetensors: weights differ by up to " in said
+    assert "it was trained in parts, with other keys " in said and "'max_steps' was 2, is 4" in said
+
+
 def test_another_result_is_told(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     """As if something that is in no manifest had changed it."""
     folder = finery.train(keys())

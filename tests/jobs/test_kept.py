@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from background import SLEEP, WAIT, end, own_jobs, reach, submit
+from background import SLEEP, WAIT, end, own_jobs, reach, submit, until
 from finery import jobs
 from finery.errors import UserError
 from finery.jobs import Status
-from finery.jobs.output import Output
+from finery.jobs.output import LIMIT_BYTES, Output
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,21 @@ def test_rotation_while_a_run_writes(root: Path) -> None:
         assert numbers == list(range(60000))
     else:
         assert len(numbers) > 59000
+
+
+def test_a_supervisor_rotates_by_itself(tmp_path: Path) -> None:
+    """At its own limit, while the run is at work: what is printed later begins a new file."""
+    code = f"for n in range(250_000): print(f'{{n:07}}', 'x' * 92)\nprint('', end='', flush=True)\n{WAIT}\nprint('after')"
+    job = submit(code, str(tmp_path / "go"))
+    older = job.folder / "output.log.1"
+    until(older.exists, 30)
+    until(lambda: (job.folder / "output.log").stat().st_size < LIMIT_BYTES)
+    (tmp_path / "go").touch()
+    assert end(job).state == "finished"
+    assert older.stat().st_size > LIMIT_BYTES
+    assert sum(path.stat().st_size for path in job.folder.glob("output.log*")) == 250_000 * 101 + len("after\n")
+    assert list(job.lines(last=2)) == [f"0249999 {'x' * 92}", "after"]
+    assert next(job.lines()) == f"0000000 {'x' * 92}"
 
 
 def _can_cut(folder: Path) -> bool:

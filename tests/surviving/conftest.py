@@ -39,7 +39,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+_WHOLE: list[Path] = []
+
+
 @pytest.fixture
-def whole(stage: Stage, tmp_path: Path) -> Path:
-    """An undisturbed run of six steps."""
-    return stage.train(output_dir=str(tmp_path / "whole"))
+def whole(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of six steps; made once, for all tests of this process, which only read it."""
+    if not _WHOLE:
+        _WHOLE.append(stage.train(output_dir=str(tmp_path_factory.mktemp("undisturbed") / "whole")))
+    return _WHOLE[0]

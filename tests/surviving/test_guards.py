@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import build_model
+from finery.cli import main
 from finery.training.nonfinite import load_repro
 from finery.training.trainer import Trainer
 from survived import Stage, lines, weights
@@ -87,12 +88,41 @@ def test_too_many_skipped_steps_end_the_run(stage: Stage, monkeypatch: pytest.Mo
     assert "the loss of step 10 is not finite" in told and "10 steps in a row were skipped" in told
 
 
-def test_a_run_that_changes_nothing_is_told(stage: Stage) -> None:
-    """Steps that are lost in rounding; a learning rate that never rises, which in a single step of warmup is a warning."""
-    stage.train(warmup_steps=1000, max_steps=1)
-    assert "the run has changed nothing" in stage.said and "the learning rate was 0 in every step" in stage.said
-    told = stage.complaint(pure_bf16=True, finetuning_type="full", learning_rate=1e-12, overwrite_output_dir=True)
-    assert "steps were too small for the number format" in told
+NOTHING = "the run has changed nothing: every trained weight is what it was before, to the bit"
+NEVER = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_stable_steps": 0, "num_decay_steps": 0}}
+"""A schedule that is over before the first step."""
+
+
+@pytest.mark.filterwarnings("ignore:Both num_training_steps")
+def test_a_run_that_changes_nothing_ends_with_2(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """A schedule that is 0 in every step; steps that are lost in rounding."""
+    given = stage.keys(**NEVER, max_steps=3)
+    assert main(["train", *(f"{key}={json.dumps(value)}" for key, value in given.items())]) == 2
+    assert f"{NOTHING} (the learning rate was 0 in every step)" in capsys.readouterr().err
+    assert not (stage.tmp_path / "out" / "manifest.json").exists(), "it has not ended well"
+    told = stage.complaint(pure_bf16=True, finetuning_type="full", learning_rate=1e-12, overwrite_output_dir=True, max_steps=2)
+    assert told == f"{NOTHING} (steps were too small for the number format)"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"warmup_steps": 1000, "max_steps": 1}, "the learning rate was 0 in every step"),
+        ({"learning_rate": 0, "max_steps": 3}, "'learning_rate' is 0"),
+    ],
+    ids=["a step of warmup", "as asked"],
+)
+def test_a_run_that_may_change_nothing_says_so(given: dict[str, Any], why: str, stage: Stage) -> None:
+    """A single step, to see whether a run begins; a learning rate of 0 that was asked for."""
+    out = stage.train(save_strategy="no", **given)
+    assert stage.said.count(f"{NOTHING} ({why})") == 1
+    assert json.loads((out / "manifest.json").read_text())["proof"] == {"weights_changed": False}
+
+
+def test_a_run_of_skipped_steps_alone_changes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Trainer._forward_and_backward
+    monkeypatch.setattr(Trainer, "_forward_and_backward", lambda self, *args: work(self, *args) * float("nan"))
+    assert stage.complaint(on_nonfinite="skip", max_steps=3, save_strategy="no") == f"{NOTHING} (every step was skipped)"
 
 
 def test_nothing_that_gets_a_gradient_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +137,48 @@ def test_nothing_that_gets_a_gradient_is_told(stage: Stage, monkeypatch: pytest.
     assert "none of 28 trained weights gets a gradient" in stage.complaint()
 
 
-def test_a_loss_of_0_and_steps_without_labels_are_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_weights_that_the_loss_does_not_depend_on_are_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer gets no gradient, since what it gives is cut off from what made it."""
+    begin = Trainer.training_step
+
+    def cut_off(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 0:
+            layer = self.model.get_base_model().model.layers[0]  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, given: given.detach())
+        return begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", cut_off)
+    stage.train(max_steps=3, save_strategy="no")
+    first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert stage.said.count(f"14 of 28 trained weights got no gradient in the first step: {first}, ") == 1
+
+
+def test_a_loss_of_0_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Trainer._forward_and_backward
     monkeypatch.setattr(Trainer, "_forward_and_backward", lambda self, *args: work(self, *args) * 0.0)
-    stage.train(max_steps=12)
+    stage.train(max_steps=12, save_strategy="no")
     assert stage.said.count("the loss has been 0 for 10 steps") == 1
-    from finery.data.rows.base import Row
 
-    monkeypatch.setattr(Row, "num_supervised", property(lambda row: 0))
-    stage.train(max_steps=2, overwrite_output_dir=True)
-    assert stage.said.count("has no token to learn. Its rows: data set 'sums'") == 1
+
+def test_a_gradient_of_0_is_told(stage: Stage) -> None:
+    """An adapter whose two factors are 0 stays there: neither has a slope."""
+    start = stage.train(max_steps=1, save_strategy="no", output_dir=str(stage.tmp_path / "start"))
+    path = start / "adapter_model.safetensors"
+    save_file({name: torch.zeros_like(weight) for name, weight in load_file(path).items()}, path, {"format": "pt"})
+    told = stage.complaint(adapter_name_or_path=str(start), max_steps=11, save_strategy="no", optim="sgd")
+    assert stage.said.count("the gradient has been 0 for 10 steps: nothing is learnt") == 1
+    assert told.startswith(NOTHING)
+
+
+def test_steps_without_a_token_to_learn_are_told(stage: Stage) -> None:
+    """All answers of the first rows are cut away, which leaves the first two steps empty."""
+    long = [{"instruction": "Why? " * 60, "output": "So."} if row < 4 else {"instruction": "Why?", "output": "So."} for row in range(8)]
+    path = stage.tmp_path / "long.json"
+    path.write_text(json.dumps(long))
+    given = {"dataset": str(path), "disable_shuffling": True, "per_device_train_batch_size": 2, "save_strategy": "no"}
+    out = stage.train(max_steps=4, cutoff_len=64, truncation="keep_start", **given)
+    assert stage.said.count("step 1 has no token to learn.") == 1 and "step 2 has no token" not in stage.said
+    assert [line["loss"] > 0 for line in lines(out) if "loss" in line] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze"])

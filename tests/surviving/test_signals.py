@@ -51,6 +51,17 @@ def test_sigusr1_saves_and_goes_on(stage: Stage, whole: Path) -> None:
     assert weights(out) == weights(whole)
 
 
+def test_sigusr1_outside_of_steps_ends_nothing(keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def session(run: Any, expected: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return run.folder
+
+    monkeypatch.setattr("finery.commands.train._in_session", session)
+    finery.train(keys())
+    assert "SIGUSR1: no steps are being trained now" in caplog.text
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
 def test_an_evaluation_is_broken_off_and_made_up_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is due when the run goes on: the log reads as that of a run that nobody stopped."""
     given = {"eval_dataset": "sums", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, "save_steps": 4}
@@ -82,43 +93,61 @@ def _start(keys: Keys, out: Path, **environment: str) -> "subprocess.Popen[str]"
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
     )
     assert run.stderr is not None
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and "step 1/" not in run.stderr.readline():
-        pass
-    return run
+    said = []
+    for line in run.stderr:
+        said.append(line)
+        if "step 1/" in line:
+            return run
+    raise AssertionError("".join(said))
 
 
-def test_a_process_ends_with_0_and_a_word_and_twice_told_at_once(keys: Keys, tmp_path: Path) -> None:
+def test_a_process_ends_with_0_and_a_word(keys: Keys, tmp_path: Path) -> None:
     with _start(keys, tmp_path / "out") as run:
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=60)
     assert run.returncode == 0, said
     assert "SIGTERM: the step is finished and saved, then the run ends; once more ends it at once" in said
     assert "as it was told" in said and "Traceback" not in said
-    with _start(keys, tmp_path / "other") as run:
-        os.kill(run.pid, signal.SIGSTOP)  # both come before it can finish a step
-        run.send_signal(signal.SIGTERM)
-        os.kill(run.pid, signal.SIGCONT)
-        time.sleep(0.001)
-        run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=60)
-    assert run.returncode in (0, 128 + signal.SIGTERM)
-    assert not left_over(run.pid)
 
 
-def test_several_processes_end_after_the_same_step(keys: Keys, tmp_path: Path) -> None:
+def test_a_process_that_is_told_twice_ends_at_once(keys: Keys, tmp_path: Path) -> None:
+    """It stands still while both come, so that no step is done between them; two of one kind would be one by then."""
+    import psutil
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("SIGINT is ignored in whatever started the tests")
+    with _start(keys, tmp_path / "out") as run:
+        os.kill(run.pid, signal.SIGSTOP)
+        while psutil.Process(run.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert "SIGINT: the step is finished and saved, then the run ends" in said and "as it was told" not in said
+    assert not steps_of(tmp_path / "out") and not left_over(run.pid)
+
+
+def test_several_processes_save_and_end_after_the_same_step(keys: Keys, tmp_path: Path) -> None:
     """Only torchrun's own process is told; each of the others saves what it alone has, and none is left."""
     import psutil
 
-    with _start(keys, tmp_path / "out", FORCE_TORCHRUN="1", NPROC_PER_NODE="2") as run:
+    out, deadline = tmp_path / "out", time.monotonic() + 60
+    with _start(keys, out, FORCE_TORCHRUN="1", NPROC_PER_NODE="2") as run:
         children = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGUSR1)
+        while not (saved := steps_of(out)) or lines(out)[-1]["current_steps"] <= saved[0]:  # it has saved, and goes on
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=90)
     assert run.returncode == 0, said
     assert "as it was told: the same command goes on with" in said and "Traceback" not in said
-    (step,) = steps_of(tmp_path / "out")
-    files = {path.name for path in (tmp_path / "out" / f"checkpoint-{step}").iterdir()}
-    assert {"rank_0.json", "rank_1.json", "optimizer.safetensors", "complete.json"} <= files
+    first, last = steps_of(out)
+    assert first < last
+    for step in (first, last):
+        files = {path.name for path in (out / f"checkpoint-{step}").iterdir()}
+        assert {"rank_0.json", "rank_1.json", "optimizer.safetensors", "complete.json"} <= files
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
 
 

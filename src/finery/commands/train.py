@@ -9,6 +9,7 @@ from finery.compat import free_memory, garbage_collected, is_first
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
+from finery.training.signals import saving_passed_over
 
 if TYPE_CHECKING:
     from finery.training.session import Session
@@ -49,6 +50,7 @@ def detach(words: Sequence[str], name: str | None) -> int:
     return 0
 
 
+@saving_passed_over()
 @garbage_collected()
 def train(run: Run, expected: Mapping[str, str] | None = None) -> Path:
     """Train as the run says, then let what was trained answer, if that is asked for; returns the output folder.

@@ -18,6 +18,7 @@ from finery.models.new_tokens import TokenOptions, start_rows
 from finery.models.quantized import opening, settle
 from finery.models.quantizers.base import Quantizing
 from finery.models.rope import Kind
+from finery.models.shards import Shards
 from finery.options import CommaList, Finding, OptionGroup
 
 if TYPE_CHECKING:
@@ -212,7 +213,11 @@ def load_model(
             return settle(model, way, dtype, device)
     try:
         loaded: Any = auto_class(folder).from_pretrained(str(folder), **how, output_loading_info=True, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except SafetensorError as error:
+        if Shards.there(folder):
+            _ = Shards(folder).files  # names the one that is damaged
+        raise not_loaded(folder, "causal language model", error) from None
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise not_loaded(folder, "causal language model", error) from None
     model, found = loaded
     # transformers would fill such weights with random numbers

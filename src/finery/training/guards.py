@@ -20,6 +20,7 @@ OnNonfinite = Literal["stop", "skip"]
 SO_MANY = 10
 """Steps in a row without a loss, or without a gradient, that are told; and that may be skipped."""
 MOST_ROWS = 8
+MOST_NAMES = 3
 
 
 class Guards:
@@ -28,22 +29,23 @@ class Guards:
     def __init__(self, on_nonfinite: OnNonfinite) -> None:
         self.on_nonfinite = on_nonfinite
         self.highest_lr = 0.0
+        self.num_skipped = 0  # steps of this session
         self._in_turn = {"skipped": 0, "no loss": 0, "no gradient": 0}
         self._told: set[str] = set()
 
     def see_step(self, trainer: Any, rows: Sequence[Row], num_supervised: int, loss: float) -> None:
         """After the backward pass of a step, finite or not."""
         step = trainer.state.global_step + 1
+        self.highest_lr = max([self.highest_lr, *(float(group["lr"]) for group in trainer.optimizer.param_groups)])
         if not num_supervised:
             self._tell("unsupervised", f"step {step} has no token to learn. {places(trainer, rows)}")
         if step == trainer.first_step + 1 and math.isfinite(loss):
-            _check_learning(trainer)
+            self._check_learning(trainer)
         if self._counts("no loss", loss == 0.0):
             self._tell("no loss", f"the loss has been 0 for {SO_MANY} steps: nothing is learnt any more, or the labels are wrong")
 
-    def see_norm(self, norm: float | None, lr: float) -> None:
-        """The length of a step's gradient, where it is still there to be measured, and the learning rate it is stepped with."""
-        self.highest_lr = max(self.highest_lr, lr)
+    def see_norm(self, norm: float | None) -> None:
+        """The length of a step's gradient, where it is still there to be measured."""
         if self._counts("no gradient", norm == 0.0):
             self._tell("no gradient", f"the gradient has been 0 for {SO_MANY} steps: nothing is learnt")
 
@@ -71,6 +73,7 @@ class Guards:
             raise UserError(f"{text}. 'on_nonfinite: skip' would leave such steps out")
         if self._counts("skipped", True):
             raise UserError(f"{text}. {SO_MANY} steps in a row were skipped")
+        self.num_skipped += 1
         log.warning("%s. The step is skipped", text)
 
     def finite(self) -> None:
@@ -86,11 +89,16 @@ class Guards:
             self._told.add(kind)
             log.warning("%s", text)
 
-
-def _check_learning(trainer: Any) -> None:
-    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    if not trainer.steps_in_hooks and all(weight.grad is None for weight in trained):
-        raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
+    def _check_learning(self, trainer: Any) -> None:
+        if trainer.steps_in_hooks:  # they have let gradients go
+            return
+        trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        without = [name for name, weight in trained.items() if weight.grad is None]
+        if len(without) == len(trained):
+            raise UserError(f"nothing would be learnt: none of {len(trained)} trained weights gets a gradient")
+        if without:
+            names = ", ".join(without[:MOST_NAMES]) + (", ..." if len(without) > MOST_NAMES else "")
+            self._tell("left out", f"{len(without)} of {len(trained)} trained weights got no gradient in the first step: {names}")
 
 
 def places(trainer: Any, rows: Sequence[Row]) -> str:

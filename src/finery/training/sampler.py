@@ -1,9 +1,12 @@
-"""Which samples a step holds: a pure function of the order, the epoch and the rank."""
+"""Which samples a step holds: a pure function of the order, the epoch and the rank; and what loads them."""
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from finery.data.order import Order
 
@@ -57,3 +60,28 @@ class StepSampler(Sampler[list[int]]):
             if self.watcher is not None:
                 self.watcher.advance(passed + start, self.step_size)
             yield self.order.at(self.epoch, start, start + self.step_size)[self.rank :: self.num_ranks].tolist()
+
+
+class StepLoader(DataLoader):
+    """A loader whose items are whole optimizer steps (of this rank)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, worker_init_fn=_end_with_the_run, **kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler; Hugging Face's loop calls this."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when the one that has started it is gone."""
+
+
+def _end_with_the_run(_: int) -> None:
+    """Called in a process that loads data: where the run is killed, it ends at once.
+
+    torch has it look every five seconds, after an event whose lock dies with a run that was killed while it held it: then it waits for
+    ever, keeps the token store locked, and the next run encodes anew. Other systems than Linux are left with that.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

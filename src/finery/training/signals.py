@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,6 +14,20 @@ log = get_logger(__name__)
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 SAVING = getattr(signal, "SIGUSR1", None)
+
+
+@contextmanager
+def saving_passed_over() -> Iterator[None]:
+    """Before the first step and after the last there is nothing to save: SIGUSR1 is told then, and does not end the run."""
+    alone = threading.current_thread() is threading.main_thread()
+    if SAVING is None or not alone or signal.getsignal(SAVING) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(SAVING, lambda number, frame: log.warning("SIGUSR1: no steps are being trained now, so there is nothing to save"))
+    try:
+        yield
+    finally:
+        signal.signal(SAVING, signal.SIG_DFL)
 
 
 class Signals:

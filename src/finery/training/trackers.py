@@ -146,6 +146,15 @@ class Guarded:
 
         return call
 
+    def leave(self) -> None:
+        """The run is over, or paused. trackio would still be sending: at the end of a process it finishes the main thread's run alone."""
+        if self.tracker == "trackio" and not self.is_lost and getattr(self.callback, "_initialized", False):
+            self._attempt(self._finish_trackio, SECONDS_TO_SEND)
+
+    def _finish_trackio(self) -> None:
+        self.callback._trackio.finish()
+        self.callback._initialized = False
+
     def _call(self, hook: str, args: Any, state: Any, control: Any, kwargs: Mapping[str, Any]) -> None:
         begins = hook == "on_train_begin" and state.is_world_process_zero
         if begins:
@@ -254,6 +263,13 @@ def guard_trackers(trainer: "Trainer", asked: str | list[str] | None) -> None:
             found.insert(1, guarded)  # behind transformers' own, before the progress bar: one may ask for a key while it sets itself up
     trainer.callback_handler.callbacks = found
     trainer.args.report_to = [guarded.tracker for guarded in found if isinstance(guarded, Guarded)]
+
+
+def leave_trackers(trainer: "Trainer") -> None:
+    """Let trackers send what they hold: a run has ended, in whatever way."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Guarded):
+            callback.leave()
 
 
 def _build(name: str, args: Any) -> Any:

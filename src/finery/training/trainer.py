@@ -28,20 +28,12 @@ from finery.training.lanes import Lanes, share_out
 from finery.training.memory import is_out_of_memory
 from finery.training.optimizers.base import Optimizer, Setting
 from finery.training.reference import StartModel, reference_inputs
-from finery.training.sampler import StepSampler
+from finery.training.sampler import StepLoader, StepSampler
 from finery.training.steps import Parts, silent, tokens_of
 
 log = get_logger(__name__)
 
 Units = list[list[Row]]
-
-
-class StepLoader(DataLoader):
-    """A loader whose items are whole optimizer steps (of this rank)."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler; Hugging Face's loop calls this."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class Trainer(KeptTrainer):
@@ -166,8 +158,7 @@ class Trainer(KeptTrainer):
             if not math.isfinite(length):  # the same in all processes
                 self.guards.nonfinite(self, self.step_rows, "gradient")
                 return 0.0
-            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)  # type: ignore[union-attr]
-            self.guards.see_norm(None if self.steps_in_hooks else length, lr)  # hooks have let gradients go
+            self.guards.see_norm(None if self.steps_in_hooks else length)  # hooks have let gradients go
         return norm
 
     @property

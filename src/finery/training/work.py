@@ -18,6 +18,7 @@ from finery.training.output import CARD_MARK, keep_foreign, write_card, write_ru
 from finery.training.proof import batch_of
 from finery.training.session import Session
 from finery.training.starting import clear, lies_in
+from finery.training.trackers import leave_trackers
 from finery.training.trainer import Trainer
 
 log = get_logger(__name__)
@@ -47,6 +48,7 @@ class Work:
                         "predict", {f"predict_{name.removeprefix('eval_')}": value for name, value in measured.items()}
                     )
         finally:
+            leave_trackers(self.trainer)
             self.session.tell_data(sets)
             sets.stop()
         sets.confirm()
@@ -108,13 +110,12 @@ class Work:
     def _prove(self) -> None:
         """Raises `UserError` where nothing was learnt, or where what was saved is not what was trained."""
         trainer = self.trainer
-        if trainer.state.global_step and not trainer.has_moved() and self.loop.learning_rate > 0:
-            was_zero = not trainer.guards.highest_lr
-            why = "the learning rate was 0 in every step" if was_zero else "steps were too small for the number format"
+        if trainer.state.global_step and not trainer.has_moved():
+            why, is_wanted = self._why_nothing_moved()
             told = f"the run has changed nothing: every trained weight is what it was before, to the bit ({why})"
-            if trainer.state.global_step > 1 or not was_zero:
+            if not is_wanted:
                 raise UserError(told)
-            log.warning("%s", told)  # a single step to see whether a run begins: warmup starts at 0
+            log.warning("%s", told)
         self.proof = {"weights_changed": trainer.has_moved()}
         best = trainer.state.best_global_step
         if self.loop.load_best_model_at_end and best and trainer.state.best_model_checkpoint is None:
@@ -124,6 +125,17 @@ class Work:
             order = self.trainer.order.at(0, 0, 4 * self.trainer.step_size).tolist()  # type: ignore[union-attr]
             self.proof["saved"] = self.session.reopen(batch_of(self.trainer.train_dataset, order))
             log.info("%s", self.proof["saved"])
+
+    def _why_nothing_moved(self) -> tuple[str, bool]:
+        """Why no trained weight has moved, and whether that was asked for."""
+        steps, guards = self.trainer.state.global_step, self.trainer.guards
+        if self.loop.learning_rate == 0:
+            return "'learning_rate' is 0", True
+        if not guards.highest_lr:
+            return "the learning rate was 0 in every step", steps == 1  # one step to see whether a run begins: warmup starts at 0
+        if guards.num_skipped and guards.num_skipped == steps - self.trainer.first_step:
+            return "every step was skipped", False
+        return "steps were too small for the number format", False
 
     def _write_manifest(self, metrics: Mapping[str, Any]) -> None:
         state = self.trainer.state
