@@ -4,7 +4,7 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from finery.commands.chat import open_engine
-from finery.compat import need, num_ranks
+from finery.compat import give_back_memory, need, num_ranks
 from finery.errors import UserError
 from finery.log import get_logger
 from finery.run import Run
@@ -30,6 +30,7 @@ def run(args: Namespace, words: list[str]) -> int:
     from finery.web.server import app_of, place_for, serve
     from finery.web.webchat import build, look
 
+    give_back_memory()
     chosen = Run.read(words)
     place = place_for(args.host, args.port, args.auth)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery.commands.chat import open_engine
-from finery.compat import is_on, need, num_ranks
+from finery.compat import give_back_memory, is_on, need, num_ranks
 from finery.errors import UserError
 from finery.files import cache_folder
 
@@ -41,6 +41,7 @@ def run(args: Namespace, words: list[str]) -> int:
         raise UserError("`finery webui` serves from one process: start it without torchrun")
     from finery.web.server import place_for
 
+    give_back_memory()
     place = place_for(args.host, args.port, args.auth)
     try:
         from finery.web.app import LOOK, build
