@@ -2,7 +2,7 @@
 
 One run of SmolLM2-135M-Instruct on the packaged demo rows, in one process. Every step is done twice on the same rows, with the ledger and
 without, in turn first; what the ledger does after a step, and the part of it that goes to the disk, are counted with it. The median of
-the ratios is told, of the clock (and between what it lies with a likelihood of 95 %) and of this process's time on the processor, on
+the ratios is told, of the clock (with its 95 % confidence interval) and of this process's time on the processor, on
 which other programs have less influence; and, since both are noisy, which share of all steps' time is the ledger's own beside them.
 """
 
@@ -88,7 +88,7 @@ def measure(tuning: str, steps: int, batch: int) -> tuple[list[tuple[Seconds, Se
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Between which two the median lies with a likelihood of 95 %, whatever their distribution: by how many lie below it (binomial)."""
+    """The 95 % confidence interval of the median, by order statistics (binomial, normal approximation): for any distribution."""
     ordered, count = sorted(ratios), len(ratios)
     aside = max(int(count / 2 - 0.98 * count**0.5), 0)
     return ordered[aside], ordered[count - 1 - aside]
@@ -109,7 +109,8 @@ def main() -> None:
     quarters = statistics.quantiles(clock, n=4)
     print(f"{args.tuning}, {args.batch} rows a step, {len(found)} pairs on {torch.get_num_threads()} threads: {seconds:.3f} s a step")
     least, most = interval(clock)
-    print(f"with the ledger: {statistics.median(clock):.3f} ({least:.3f} to {most:.3f}; half: {quarters[0]:.3f} to {quarters[2]:.3f})")
+    print(f"with the ledger: {statistics.median(clock):.3f} (95 % confidence interval {least:.3f} to {most:.3f})")
+    print(f"half of the ratios: {quarters[0]:.3f} to {quarters[2]:.3f}")
     print(f"of processor time:  {statistics.median(processor):.4f}")
     print(f"its own work after the steps: {share:.4%} of their time")
     figures = {

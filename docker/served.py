@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ CONFIG = "finery-demo/demo.yaml"
 MOVED = 10_000
 """How far ports are moved when their variable is tried."""
 _QUESTION = "Who are you?"
-_OK, _NOT_YET = 200, (401, 503)
+_NOT_YET = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
 """Statuses of a server that has not told its secret yet, or is not ready."""
 _SECRETS = (r"with the key (\S+)", r"[?&]token=(\S+)")
 """How the servers tell what they want of those who come from elsewhere."""
@@ -72,7 +73,8 @@ def serve(desk: Desk, container: str, server: Server, port: int, variables: dict
             answer = ask(process, port, server, log, seconds=300)
         finally:
             stop(process)
-    found |= {"state": "answered" if answer and answer["status"] == _OK else "failed", "seconds": round(time.monotonic() - began, 1)}
+    good = answer is not None and answer["status"] == HTTPStatus.OK
+    found |= {"state": "answered" if good else "failed", "seconds": round(time.monotonic() - began, 1)}
     if still_answers(port, seconds=10):
         return found | {"state": "failed", "said": "it goes on when it is told to end"}
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

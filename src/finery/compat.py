@@ -17,23 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-
-@contextmanager
-def garbage_collected() -> Iterator[None]:
-    """What is made meanwhile is gone at the end unless it is still used: a model and its trainer hold each other, and Python alone would
-    leave them there, with their memory and open files, for many runs. What was there before is not looked through, at the end or between.
-    """
-    import gc
-
-    gc.freeze()
-    try:
-        yield
-    finally:
-        free_memory()
-        gc.unfreeze()
-
-
-_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 EXTRA_OF = {
     "modelscope": "modelscope",
     **dict.fromkeys(("bitsandbytes", "hqq", "torchao", "optimum.quanto"), "quant"),
@@ -71,14 +54,6 @@ def need(module: str, why: str = "") -> ModuleType:
 def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a variable of the environment is `1`, `true` or `y`."""
     return environment.get(name, "").lower() in ("1", "true", "y")
-
-
-def give_back_memory() -> None:
-    """Have memory of a megabyte or more go back to the system when it is let go, in this process: where glibc chooses by itself, what lives
-    long lies between what does not, and a server's memory grows for hours."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def is_first() -> bool:
@@ -203,8 +178,29 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+@contextmanager
+def garbage_collected() -> Iterator[None]:
+    """What is made meanwhile is gone at the end unless it is still used: a model and its trainer hold each other, and Python alone would
+    leave them there, with their memory and open files, for many runs. What was there before is not looked through, at the end or between.
+    """
+    import gc
+
+    gc.freeze()
+    try:
+        yield
+    finally:
+        free_memory()
+        gc.unfreeze()
+
+
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE, _USUAL = 1 << 20, 32 << 20  # bytes; glibc itself raises its threshold up to the latter
+
+
+def give_back_memory() -> None:
+    """Have memory of a megabyte or more go back to the system when it is let go, in this process: where glibc chooses by itself, what lives
+    long lies between what does not, and a server's memory grows for hours."""
+    _returned_from(_LARGE)
 
 
 @contextmanager
@@ -212,13 +208,14 @@ def large_blocks_returned() -> Iterator[None]:
     """Large blocks of memory go back to the system as soon as they are freed. glibc keeps them otherwise, and where small ones that stay
     lie between them, a program that never holds more than a layer grows to the size of the model. Elsewhere than on glibc, nothing is done.
     """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    _returned_from(_LARGE)
     try:
         yield
     finally:
-        if mallopt:
-            mallopt(_M_MMAP_THRESHOLD, _USUAL)
+        _returned_from(_USUAL)
+
+
+def _returned_from(size: int) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finery.compat import free_memory
 from finery.data.template import Template
 from finery.exports.base import Export, Source
 from finery.log import get_logger
@@ -37,7 +37,7 @@ def verify(source: Source, template: Template, form: Export, folder: Path, quant
     dtype = _computed_in(source)
     log.info("comparing the export with what was trained (%s, %d prompts)", str(dtype).removeprefix("torch."), len(asked))
     trained = _trained(source, asked, dtype, quantizing, model_options)
-    gc.collect()
+    free_memory()
     name = str(dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch:
         found = reopen(form, folder, asked, sorted(source.stop_ids), name, Path(scratch))
@@ -72,7 +72,7 @@ def _trained(source: Source, asked: Sequence[Probe], dtype: torch.dtype, quantiz
         with model.disable_adapter():
             base = answers(model, asked, stop_ids, writes=False)
     del model
-    gc.collect()
+    free_memory()
     rounded = answers(load_trained(*given, source.dtype, torch.device("cpu")).to(dtype), asked, stop_ids, writes=False)
     if found.adapters and (quantizing or own_quantization(found.base)):
         few = load_answering(found, source.adapter, source.tokenizer, model_options, quantizing, torch.device("cpu"))

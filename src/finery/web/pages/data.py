@@ -158,7 +158,7 @@ def filled(board: Board, name: str, raw: Mapping[str, Any], found: Mapping[str, 
         "data.title": f"<h3>{samples.text(title)}</h3>",
         "data.read": {"read": read, "columns": columns, "raw": dict(raw)},
         "data.remove_row": gr.update(visible=False),
-        **_seen(found, board.texts),
+        **_seen(found, spoken),
     }
 
 
