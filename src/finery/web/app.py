@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +63,14 @@ _OPEN_TAB = """() => {
     return [known ? {__type__: "update", selected: tab} : {__type__: "update"}];
 }"""
 """When all is there that was there before, the tab is opened that was open: it is named in the address."""
+_SEEN = """async () => {
+    await new Promise(drawn => setTimeout(drawn));
+    const open = %s.find(tab => document.getElementById(`tab-${tab}-button`)?.getAttribute("aria-selected") === "true");
+    if (window.tabsRestored) history.replaceState(history.state, "", `#${open}`);
+    return %s.map(tab => ({__type__: "update", active: tab === open}));
+}"""
+"""The address names the tab that is seen, and that one alone follows its job. Gradio may run this late, when yet another tab is open:
+what is seen is looked up, not what was opened."""
 
 
 def build(board: Board) -> gr.Blocks:
@@ -105,16 +111,7 @@ def _remember(board: Board, page: gr.Blocks, tabs: gr.Tabs, lives: list[Live]) -
     kept.change(restore, [kept], board.some(ids), **_QUIET).then(
         None, None, tabs, js=_OPEN_TAB % ("--window.pending", list(TABS)), **_QUIET
     )
-    for name in TABS:
-        board.parts[f"tabs.{name}"].select(
-            None, js=f"() => {{ window.tabsRestored && history.replaceState(history.state, '', '#{name}'); }}", **_QUIET
-        )
-        opened = partial(_watched, name, lives)
-        board.parts[f"tabs.{name}"].select(opened, None, [live.timer for live in lives], **_QUIET)
+    opened = [board.parts[f"tabs.{name}"].select for name in TABS]
+    gr.on(opened, None, None, [live.timer for live in lives], js=_SEEN % (list(TABS), [live.tab for live in lives]), **_QUIET)
     jobs = board.some([f"{live.tab}.job" for live in lives])
     page.load(lambda: [live.watch() for live in lives], None, jobs, **_QUIET)
-
-
-def _watched(tab: str, lives: Sequence[Live]) -> list[Any]:
-    """Only the tab that is seen follows its job."""
-    return [gr.update(active=live.tab == tab) for live in lives]
