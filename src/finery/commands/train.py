@@ -88,7 +88,7 @@ def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> 
     from finery.models.quantized import leave_out_others
     from finery.models.tokenizer import load_tokenizer, own_template
     from finery.training.manifest import inputs_of
-    from finery.training.preparation import prepare, run_template
+    from finery.training.preparation import prepare, run_rows, run_template
 
     found = session.source()
     if run.steps_plainly:
@@ -99,7 +99,8 @@ def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> 
     own, num_known = own_template(tokenizer), len(tokenizer)
     template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
-    rows = load_rows(run.method.rows, template, run.rows, run.packing)
+    options = run_rows(run, found.base)
+    rows = load_rows(run.method.rows, template, options, run.packing)
     prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
     with load_sets(run.loop.measured(run.data), run.packing, prepared) as sets:
         if not session.has_work:
@@ -107,14 +108,14 @@ def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> 
         session.know(inputs_of(found, sets, prepared.key), expected)
         prove(run, template, sets)
         set_seed(run.loop.seed)
-        start = (run.quantizing, session.device, session.reshape(found, run.rows.cutoff_len), session.from_scratch)
+        start = (run.quantizing, session.device, session.reshape(found, options.cutoff_len), session.from_scratch)
         model = load_model(found.base, session.precision.frozen, run.model.trust_remote_code, *start)
         new_tokens = fit_vocabulary(model, tokenizer, run.model.resize_vocab, num_known, run.tokens)
         model = run.adapter.apply(model, found.adapters, new_tokens)
         tell_untrained(model, new_tokens)
         model = session.set_formats(model)
         run.method.attach(model)
-        session.speed_up(model, run.switched["kernel"], run.rows.cutoff_len)
+        session.speed_up(model, run.switched["kernel"], options.cutoff_len)
         trainer = session.build_trainer(run.method, rows, sets, model, template, tokenizer, run.switched["callback"])
         session.write_settings(run.resolved)
         from finery.training.work import Work  # the trainer's own import comes first: it is lighter there

@@ -127,7 +127,7 @@ class _Layered(Merged):
 
     def _skeleton(self, tokenizer: Any) -> Any:
         """The model without weights; with `tokenizer`, with rows for all of its tokens."""
-        model = _bare_model(self.found.base, self.config)
+        model = bare_model(self.found.base, self.config)
         if tokenizer is not None:
             fit_vocabulary(model, tokenizer, resize=True)
         return model
@@ -235,14 +235,14 @@ class _Layered(Merged):
 
 def hollow_model(folder: Path) -> Any:
     """The model in `folder` without weights, for adapters to be put beside."""
+    return _hollow(bare_model(folder))
+
+
+def bare_model(folder: Path, config: Any = None) -> Any:
+    """The model in `folder` without weights, on no device; `config` is its own where none is given."""
     quiet_transformers()
-    return _hollow(_bare_model(folder, read_model_config(folder, False, None)))
-
-
-def _bare_model(folder: Path, config: Any) -> Any:
-    """On no device."""
     with torch.device("meta"):
-        model = auto_class(folder).from_config(config, dtype=torch.float32)
+        model = auto_class(folder).from_config(config or read_model_config(folder, False, None), dtype=torch.float32)
     model.tie_weights()
     return model
 

@@ -66,12 +66,13 @@ class Preview:
     def __init__(self, run: Run) -> None:
         from finery.models.load import locate_model
         from finery.models.tokenizer import load_tokenizer
-        from finery.training.preparation import prepare, run_template
+        from finery.training.preparation import prepare, run_rows, run_template
 
         self.run = run
-        self.tokenizer: Any = load_tokenizer(locate_model(run.model), run.model.trust_remote_code)
+        base = locate_model(run.model)
+        self.tokenizer: Any = load_tokenizer(base, run.model.trust_remote_code)
         self.template = run_template(run, self.tokenizer)
-        rows = load_rows(run.method.rows, self.template, run.rows, run.packing)
+        rows = load_rows(run.method.rows, self.template, run_rows(run, base), run.packing)
         self.prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
         self.sets: Sets = load_sets(run.data, run.packing, self.prepared)
 

@@ -3,17 +3,22 @@
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from finery.compat import num_ranks
 from finery.data.load import Preparation
-from finery.data.rows.base import Rows
+from finery.data.rows.base import RowOptions, Rows
 from finery.data.template import Template, load_template
 from finery.files import digest
+from finery.log import get_logger
 from finery.methods.base import Method
 from finery.models.listed import template_of
 from finery.models.new_tokens import give_tokens
+from finery.models.positions import learnt_positions
 from finery.training.arguments import LoopOptions
+
+log = get_logger(__name__)
 
 
 def prepare(loop: LoopOptions, rest: Mapping[str, Any], download: Mapping[str, Any], rows: Rows, method: Method) -> Preparation:
@@ -36,6 +41,15 @@ def run_template(run: Any, tokenizer: Any) -> Template:
     """The template of a `finery.run.Run`; the list of models knows one where the tokenizer has none. The run's own tokens are added."""
     give_tokens(tokenizer, run.tokens)
     return load_template(run.template, tokenizer, partial(template_of, run.model.model_name_or_path), run.rows.mask_history)
+
+
+def run_rows(run: Any, base: Path) -> RowOptions:
+    """What a `finery.run.Run` asks of rows, which are never longer than the positions that the model in `base` has learnt."""
+    most, asked = learnt_positions(base), run.rows.cutoff_len
+    if most is None or asked <= most:
+        return run.rows
+    log.warning("'cutoff_len' is %s, but this model has learnt %s positions: rows are cut there", asked, most)
+    return run.rows.model_copy(update={"cutoff_len": most})
 
 
 def token_key(rows: Rows) -> str:
