@@ -306,7 +306,7 @@ def tune_talk_export(window: Window, seconds: int, **typed: str) -> str:
 @pytest.mark.real
 def test_the_demo_takes_less_than_ten_clicks(opened: Open, real_model: Path) -> None:
     window = opened()
-    assert tune_talk_export(window, 200, max_samples="6", cutoff_len="128").strip()
+    assert tune_talk_export(window, 400, max_samples="6", cutoff_len="128").strip()
     assert window.clicks < 10
 
 
