@@ -19,7 +19,7 @@ from background import own_jobs
 from finery.web.texts import LANGUAGES
 
 _STARTS_WITHIN = 90  # seconds, on a machine that does other things too
-LONGEST = 90_000  # milliseconds for what a run or a model has to do first
+LONGEST = 180_000  # milliseconds for what a run or a model has to do first
 _LEAVING = ("AbortError", "aborted", "Connection errored out")  # what Gradio says of its own requests when a page is left
 
 

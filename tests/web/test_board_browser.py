@@ -299,7 +299,7 @@ def tune_talk_export(window: Window, seconds: int, **typed: str) -> str:
     said = window.page.locator('#chat-talk [data-testid="bot"]').last.inner_text()
     window.tab("export")
     window.click("export-start_btn")
-    window.until("export-report", "is what was trained")
+    window.until("export-report", "is what was trained", seconds * 1000)
     return said
 
 
