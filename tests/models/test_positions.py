@@ -51,7 +51,9 @@ def test_rows_end_where_learnt_positions_end(
     learnt = name in ("gpt2", "opt")
     assert learnt_positions(folder) == (POSITIONS if learnt else None)
     given = keys(model_name_or_path=str(folder), lora_target="all", max_steps=1, packing=packing)
-    finery.train(given)
+    folder = finery.train(given)
+    said = "cutoff_len: 40 # decided: the positions that the model has learnt"
+    assert (said in " ".join((folder / "run.yaml").read_text().split())) is learnt
     assert ("this model has learnt 40 positions: rows are cut there" in caplog.text) is learnt
     longest = max(len(row.ids) for shown in finery_rows(given) for row in shown)
     assert longest == POSITIONS if learnt else longest > POSITIONS

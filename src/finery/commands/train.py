@@ -100,6 +100,7 @@ def _train(run: Run, session: "Session", expected: Mapping[str, str] | None) -> 
     template = run_template(run, tokenizer)
     session.tell_template(template, tokenizer, own, run.template.template)
     options = run_rows(run, found.base)
+    session.tell_length(run.rows.cutoff_len, options.cutoff_len)
     rows = load_rows(run.method.rows, template, options, run.packing)
     prepared = prepare(run.loop, run.trainer, run.model.download, rows, run.method)
     with load_sets(run.loop.measured(run.data), run.packing, prepared) as sets:

@@ -169,6 +169,11 @@ class Session:
 
         return change
 
+    def tell_length(self, asked: int, taken: int) -> None:
+        """Rows are cut shorter than `cutoff_len` asks: run.yaml has the length that counts."""
+        if taken != asked:
+            self._settled["cutoff_len"] = (taken, "the positions that the model has learnt")
+
     def _stretch(self, config: Any, kind: str, cutoff_len: int) -> None:
         rope, made_for = to_train(kind, cutoff_len, config), original_length(config)
         if rope is None:
