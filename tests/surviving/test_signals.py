@@ -111,7 +111,10 @@ def test_a_process_ends_with_0_and_a_word(keys: Keys, tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_told_twice_ends_at_once(keys: Keys, tmp_path: Path) -> None:
-    """It stands still while both come, so that no step is done between them; two of one kind would be one by then."""
+    """It stands still while both come, so that no step is done between them; two of one kind would be one by then.
+
+    Which of the two it hears first is open: the kernel may give each to another thread.
+    """
     import psutil
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -123,8 +126,9 @@ def test_a_process_that_is_told_twice_ends_at_once(keys: Keys, tmp_path: Path) -
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             run.send_signal(number)
         _, said = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGTERM, said
-    assert "SIGINT: the step is finished and saved, then the run ends" in said and "as it was told" not in said
+    ends = {128 + signal.SIGTERM: "SIGINT", 128 + signal.SIGINT: "SIGTERM"}
+    assert run.returncode in ends, said
+    assert f"{ends[run.returncode]}: the step is finished and saved, then the run ends" in said and "as it was told" not in said
     assert not steps_of(tmp_path / "out") and not left_over(run.pid)
 
 
