@@ -52,6 +52,11 @@ def bubbles(page: Any) -> list[str]:
     return [text.strip() for text in page.locator(f"{USER}, {BOT}").all_inner_texts()]
 
 
+def shows(page: Any, right: Callable[[list[str]], bool]) -> None:
+    """The talk is as it should be; its parts are drawn one after the other, so that a look may come too early."""
+    assert until(lambda: right(bubbles(page)), 15), bubbles(page)
+
+
 def test_a_talk(opened: Open, webchat: Any) -> None:
     """Enter sends, Shift+Enter does not; what was said, the system text and the settings reach the model."""
     page = opened()
@@ -63,12 +68,12 @@ def test_a_talk(opened: Open, webchat: Any) -> None:
     assert page.input_value("#message textarea") == "hello\n"
     page.press("#message textarea", "Enter")
     page.wait_for_function(DONE, arg=1)
-    assert bubbles(page) == ["hello", "Hi there, 你好!"]
+    shows(page, lambda said: said == ["hello", "Hi there, 你好!"])
     assert page.input_value("#message textarea") == ""
     assert "<|im_start|>system\nBe brief.<|im_end|>" in webchat.engine.prompts[-1]
     assert webchat.engine.asks[-1].options.max_new_tokens == 77
     say(page, "18 degrees")
-    assert bubbles(page)[-1] == "It is 18 degrees in Rome."
+    shows(page, lambda said: said[-1:] == ["It is 18 degrees in Rome."])
     assert "Hi there, 你好!" in webchat.engine.prompts[-1]
 
 
@@ -76,8 +81,8 @@ def test_two_windows_do_not_mix(opened: Open) -> None:
     one, other = opened(), opened()
     say(one, "hello")
     say(other, "18 degrees")
-    assert bubbles(one) == ["hello", "Hi there, 你好!"]
-    assert bubbles(other) == ["18 degrees", "It is 18 degrees in Rome."]
+    shows(one, lambda said: said == ["hello", "Hi there, 你好!"])
+    shows(other, lambda said: said == ["18 degrees", "It is 18 degrees in Rome."])
 
 
 def test_an_answer_streams_and_stops_and_stays(opened: Open, webchat: Any) -> None:
@@ -89,9 +94,9 @@ def test_an_answer_streams_and_stops_and_stays(opened: Open, webchat: Any) -> No
     page.click("#stop")
     page.wait_for_selector("#send", state="visible")
     assert until(lambda: len(webchat.engine.stopped) > num_stopped), "the engine writes no further"
+    page.wait_for_function("document.querySelector('#how')?.innerText.includes('stopped')")
     said = bubbles(page)[-1]
     assert said.startswith("0 1 2 3 4") and "1999" not in said
-    assert "stopped" in page.inner_text("#how")
     webchat.engine.delay = 0.0
     say(page, "hello")
     assert bubbles(page)[1] == said and said[-20:] in webchat.engine.prompts[-1], "what was said stays in the talk"
@@ -114,12 +119,12 @@ def test_retry_edit_and_clear(opened: Open, webchat: Any) -> None:
     page.click("#retry")
     assert until(lambda: len(webchat.engine.asks) == num_asked + 1)
     page.wait_for_function(DONE, arg=1)
-    assert bubbles(page) == ["hello", "Hi there, 你好!"]
+    shows(page, lambda said: said == ["hello", "Hi there, 你好!"])
     page.click("#edit")
     page.wait_for_function("document.querySelector('#message textarea')?.value === 'hello'")
-    assert bubbles(page) == []
+    shows(page, lambda said: said == [])
     say(page, "18 degrees")
-    assert bubbles(page) == ["18 degrees", "It is 18 degrees in Rome."]
+    shows(page, lambda said: said == ["18 degrees", "It is 18 degrees in Rome."])
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#talk [data-testid=\"user\"]')")
     say(page, "hello")
@@ -161,7 +166,7 @@ def test_thoughts_are_folded(opened: Open) -> None:
     assert page.locator("#talk details summary").inner_text() == "Thought"
     details.locator("summary").click()
     assert "Two & <b>two</b>." in details.inner_text() and "</details><img" in details.inner_text()
-    assert bubbles(page)[-1].endswith("Four.")
+    shows(page, lambda said: said[-1].endswith("Four."))
 
 
 def test_tools_and_their_results(opened: Open, webchat: Any) -> None:
@@ -176,11 +181,11 @@ def test_tools_and_their_results(opened: Open, webchat: Any) -> None:
     page.wait_for_function("document.querySelector('#tools-said')?.innerText === '1 tools: weather'")
     say(page, "weather")
     page.wait_for_function("document.querySelector('#message label span')?.innerText === 'Result of weather'")
-    assert "Let me see." in bubbles(page)[-1] and '"city": "Rome ``` <b>"' in bubbles(page)[-1]
+    shows(page, lambda said: "Let me see." in said[-1] and '"city": "Rome ``` <b>"' in said[-1])
     say(page, "18 degrees")
     page.wait_for_function("document.querySelector('#message label span')?.innerText === 'Message'")
     assert "<tool_response>\n18 degrees\n</tool_response>" in webchat.engine.prompts[-1]
-    assert bubbles(page)[-1] == "It is 18 degrees in Rome."
+    shows(page, lambda said: said[-1:] == ["It is 18 degrees in Rome."])
 
 
 def test_a_setting_that_does_not_fit_is_told(opened: Open) -> None:
