@@ -333,7 +333,10 @@ def _arguments(thinks: bool | None) -> dict[str, Any]:
 
 def num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many tokens or letters two begin with in common."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    size = min(len(one), len(other))
+    if one[:size] == other[:size]:  # as is usual, and quickly seen
+        return size
+    return next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 def _last(ids: list[int], ending: list[int], start: int, limit: int) -> int | None:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finery.data.spelled import MARK, SplitTokenizer, Words, special_words
+from finery.data.words import KnownWords, known_words
 from finery.log import get_logger
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ _NUM_PROVED = 24
 class Tokeniser:
     """Token ids without added special tokens, the same as the tokenizer's own call gives.
 
-    Special tokens cut a text before anything else happens to it, so the pieces between them may be tokenised apart. Where
-    that is not so (a pipeline that treats the beginning of a text in another way), texts are tokenised whole.
+    Special tokens cut a text before anything else happens to it, so the pieces between them may be tokenised apart, and
+    where the vocabulary is one of words, word by word. Where that is not so (a pipeline that treats the beginning of a text in
+    another way), texts are tokenised whole.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -41,6 +43,7 @@ class Tokeniser:
         self.words = Words(special_words(tokenizer))  # those that may be marked in a text
         self._split: SplitTokenizer | None = None  # made when one is
         self._cut: re.Pattern[str] | None = None
+        self._known: KnownWords | None = None
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -78,6 +81,9 @@ class Tokeniser:
         return self.ids([text])[0]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._known.encode(texts) if self._known is not None else self._whole(texts)
+
+    def _whole(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _plain(self, text: str) -> list[int]:
@@ -88,13 +94,14 @@ class Tokeniser:
         plain = [self._plain(text) for text in texts]
         if plain != found:
             log.warning("this tokenizer treats a text otherwise than its pieces: texts are tokenised whole, which takes longer")
-            self._cut, self._unproved = None, 0
+            self._cut, self._known, self._unproved = None, None, 0
         return plain
 
     def _find_cut(self) -> re.Pattern[str] | None:
         """A pattern of the tokens at which a text may be cut, if the tokenizer keeps to it on a probe of each kind of neighbourhood."""
         added = [token for token in self.tokenizer.added_tokens_decoder.values() if token.content]
-        plain = [token.content for token in added if not (token.normalized or token.single_word or token.lstrip or token.rstrip)]
+        normalizes = self._backend.normalizer is not None
+        plain = [one.content for one in added if not ((one.normalized and normalizes) or one.single_word or one.lstrip or one.rstrip)]
         others = [token.content for token in added if token.content not in plain]
         safe = [word for word in plain if not any(word in other for other in others) and not any(c in word for c in "\n ")]
         if not safe:
@@ -106,6 +113,9 @@ class Tokeniser:
             pieces = [piece for piece in pattern.split(probe) if piece]
             if [id for ids in self._encode(pieces) for id in ids] != self._plain(probe):
                 return None
+        if len(safe) == len(added):  # else some token may lie within a piece
+            self._kept.update(zip(safe, self._whole(safe), strict=True))
+            self._known = known_words(self._backend, self._whole)
         return pattern
 
 
