@@ -170,7 +170,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     kills = Counter[str]()
     for kind, found in faults.items():
         for report in terminalreporter.getreports(kind):
-            told = dict(report.user_properties)
+            told: dict[str, Any] = dict(report.user_properties) if isinstance(report, pytest.TestReport) else {}  # else no file was read
             found |= {told["fault"]} if "fault" in told else set()
             kills.update(json.loads(told.get("kills", "{}")) if kind == "passed" else {})
     if met := set().union(*faults.values()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from finery import __version__, compat
 from finery.commands import command_names
 from finery.errors import Stopped, UserError, suggestion
+from finery.files import read_yaml
 
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 """What a disk or a mount is at fault for, wherever it is met."""
@@ -63,9 +64,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _unknown(name: str) -> str:
-    import yaml
 
-    later = yaml.safe_load(Path(__file__).with_name("not_yet.yaml").read_text(encoding="utf-8"))["commands"]
+    later = read_yaml(Path(__file__).with_name("not_yet.yaml"))["commands"]
     if name in later:
         return f"`finery {name}` is not built yet ({later[name]}); finery {__version__} has: {', '.join(command_names())}"
     return f"there is no command {name!r}{suggestion(name, command_names())}; there are: {', '.join(command_names())}"

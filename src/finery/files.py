@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from finery.errors import UserError
 from finery.log import get_logger
@@ -34,6 +35,13 @@ def _writable(folder: Path) -> Path:
     log.warning("the cache %s cannot be used (%s): %s is; FINERY_CACHE names another folder", folder, reason, other)
     other.mkdir(mode=0o700, exist_ok=True)
     return other
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of Finery's own holds, read by libyaml where that is there, ten times as fast: every start reads some."""
+    import yaml
+
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def digest(*parts: str | bytes | Path) -> str:

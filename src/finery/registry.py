@@ -4,6 +4,7 @@ import ast
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from finery.errors import UserError, suggestion
 
@@ -45,12 +46,18 @@ class Registry:
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None
         return (text or "").partition("\n")[0]
 
-    def _foreign(self) -> dict:
+    def _foreign(self) -> dict[str, Any]:
         return {point.name: point for point in _entry_points(f"finery.{self.kind}")}
 
 
 @cache
-def _entry_points(group: str) -> tuple:
+def _entry_points(group: str) -> tuple[Any, ...]:
+    return tuple(_of_all_packages().select(group=group))
+
+
+@cache
+def _of_all_packages() -> Any:
+    """Entry points; packages are looked through once, however many kinds of parts there are."""
     from importlib.metadata import entry_points
 
-    return tuple(entry_points(group=group))
+    return entry_points()

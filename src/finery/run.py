@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.compat import is_on
 from finery.data.load import DataOptions
 from finery.data.packing import PackingOptions
@@ -21,6 +19,7 @@ from finery.engines.base import Engine, EngineOptions, GenerationOptions
 from finery.errors import Complaint, UserError, in_order, nearest, suggestion
 from finery.exports import EXPORTS
 from finery.exports.base import Export, ExportOptions
+from finery.files import read_yaml
 from finery.log import get_logger
 from finery.methods import METHODS
 from finery.methods.base import LearningOptions, Method
@@ -304,13 +303,13 @@ _FOLDER = Path(__file__).parent
 @cache
 def not_yet() -> dict[str, Any]:
     """What the reference has and we have not yet: `keys` (with the default that is harmless), `choices`, `commands`."""
-    return yaml.safe_load((_FOLDER / "not_yet.yaml").read_text(encoding="utf-8"))
+    return read_yaml(_FOLDER / "not_yet.yaml")
 
 
 @cache
 def never() -> dict[str, dict[str, Any]]:
     """Keys that will not come: the default that asks for nothing, what to do instead, and whether any value is `harmless`."""
-    return yaml.safe_load((_FOLDER / "never.yaml").read_text(encoding="utf-8"))
+    return read_yaml(_FOLDER / "never.yaml")
 
 
 @cache

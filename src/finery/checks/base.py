@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from finery.data.load import DataOptions, stage_faults
 from finery.data.oddities import ANSWERS
 from finery.data.registry import Catalogue, StreamSettings
@@ -19,6 +17,7 @@ from finery.data.rows.chat import UNREAD_MEDIA
 from finery.data.sample import Sample
 from finery.data.sources import Source, open_source
 from finery.errors import UserError
+from finery.files import read_yaml
 
 Effect = Literal["stops the run", "left out", "kept"]
 """What training does about it: it does not begin, it passes the rows over, or it takes them as they stand."""
@@ -210,7 +209,7 @@ def shown_path(path: Path) -> str:
 
 @cache
 def _mends() -> Collection[tuple[re.Pattern[str], str]]:
-    table = yaml.safe_load(Path(__file__).with_name("mends.yaml").read_text(encoding="utf-8"))
+    table = read_yaml(Path(__file__).with_name("mends.yaml"))
     return [(re.compile(line["when"]), line["mend"]) for line in table]
 
 

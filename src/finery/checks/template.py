@@ -8,12 +8,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import yaml
 
 from finery.checks.base import Check, Checked, Effect, Finding, Groups, Opened, open_rows, unlearnable
 from finery.compat import is_first
@@ -24,6 +23,7 @@ from finery.data.registry import Catalogue, read_catalogue
 from finery.data.sample import BadRecord, Message, Sample
 from finery.data.template import Template
 from finery.errors import UserError
+from finery.files import read_yaml
 from finery.log import get_logger, plural
 from finery.models.ending import save_stop_tokens
 from finery.models.load import locate_model
@@ -162,10 +162,11 @@ def prepared(run: Any, template: Template, model: Path) -> tuple[Proof, list[Fau
         save_tokenizer(template.tokenizer, folder, template.jinja)
         save_stop_tokens(SimpleNamespace(generation_config=own), folder, template.stop_ids)
         try:
-            saved, again = (load_tokenizer(folder, run.model.trust_remote_code) for _ in range(2))
+            saved = load_tokenizer(folder, run.model.trust_remote_code)
         except UserError as error:
             raise UserError(*(f"what is saved could not be loaded again: {line}" for line in error.complaints)) from None
         stops = GenerationConfig.from_pretrained(str(folder)).eos_token_id
+    again = deepcopy(saved)  # what a template sets is its own; quicker than to read it once more
     saved.model_max_length = _UNBOUNDED
     proof = Proof(template, run_template(run, again), saved, run.rows)
     faults = list(proof.of_all())
@@ -180,7 +181,7 @@ def nasty_set(template: Template) -> Iterator[tuple[str, Sample]]:
     tokenizer = template.tokenizer
     ends = [str(tokenizer.convert_ids_to_tokens(id)) for id in sorted(template.stop_ids)]
     spelled = "".join(list(dict.fromkeys([*ends, *tokenizer.all_special_tokens]))[:_MOST_SPELLED])
-    for entry in yaml.safe_load(Path(__file__).with_name("nasty.yaml").read_text(encoding="utf-8")):
+    for entry in read_yaml(Path(__file__).with_name("nasty.yaml")):
         messages = [_message(turn, spelled) for turn in entry["turns"]] * entry.get("repeat", 1)
         tools = json.dumps([_WEATHER]) if entry.get("tools") else ""
         yield entry["name"], Sample(tuple(messages), entry.get("system", "").replace("{{special}}", spelled), tools)

@@ -16,6 +16,7 @@ from finery.data.template import FOLDER, Template, TemplateOptions, Turn
 from finery.data.thoughts import Thinking
 from finery.data.tokenise import Asking, together
 from finery.errors import UserError, suggestion
+from finery.files import read_yaml
 from finery.options import one_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Slots:
     @classmethod
     def read(cls, name: str) -> "Slots":
         """Read templates/<name>.yaml; `like: other` inherits from another file."""
-        return cls._of(yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) or {}, name)
+        return cls._of(read_yaml(FOLDER / f"{name}.yaml") or {}, name)
 
     @classmethod
     def of_file(cls, path: Path) -> "Slots":

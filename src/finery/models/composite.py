@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from finery.errors import UserError
+from finery.files import read_yaml
 from finery.log import get_logger
 from finery.options import OptionGroup
 
@@ -120,7 +119,7 @@ def _part(path: str, roots: Sequence[str]) -> Part:
 
 @cache
 def _names() -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 # ------------------------------------------------------------------ loading

@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.errors import UserError
+from finery.files import read_yaml
 from finery.log import get_logger
 
 log = get_logger(__name__)
@@ -40,7 +39,7 @@ class Family:
 
 @cache
 def _data() -> Mapping[str, Any]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 @cache

@@ -10,9 +10,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from finery.errors import UserError
+from finery.files import read_yaml
 from finery.log import get_logger
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ STOPS = "finery.stop_token_ids"
 @cache
 def splittings() -> Mapping[str, Mapping[str, Any]]:
     """See `gguf_splitting.yaml`."""
-    return yaml.safe_load(Path(__file__).with_name("gguf_splitting.yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("gguf_splitting.yaml"))
 
 
 @dataclass(frozen=True)

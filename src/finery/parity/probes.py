@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.data.sample import BadRecord, Message, Role, Sample
 from finery.data.template import Template
 from finery.errors import UserError
+from finery.files import read_yaml
 
 ROLES: Mapping[str, Role] = {"u": "user", "a": "assistant"}
 
@@ -49,7 +48,7 @@ _MOST_ADDED = 64
 
 
 def _written(template: Template) -> Iterator[Probe]:
-    for entry in yaml.safe_load(Path(__file__).with_name("probes.yaml").read_text(encoding="utf-8")):
+    for entry in read_yaml(Path(__file__).with_name("probes.yaml")):
         if "text" in entry:
             yield Probe(list(template.tokenizer(entry["text"])["input_ids"]), entry["text"])  # type: ignore[call-overload]
             continue

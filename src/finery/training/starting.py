@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.errors import UserError
+from finery.files import read_yaml
 from finery.log import get_logger
 from finery.training.arguments import trainer_fields
 from finery.training.checkpoints import Checkpoint, listed, newest, read
@@ -112,7 +111,7 @@ def changed(was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
 @cache
 def may_differ(how: str) -> frozenset[str]:
     """Keys that may differ on resume: `freely`, or `told` where a resume is asked for."""
-    found = yaml.safe_load(Path(__file__).with_name("may_differ.yaml").read_text(encoding="utf-8"))
+    found = read_yaml(Path(__file__).with_name("may_differ.yaml"))
     return frozenset(key for group in found[how] for key in group["keys"])
 
 

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from finery.files import read_yaml
 from finery.keys import Key, Schema, all_keys
 
 Kind = Literal["switch", "slider", "choice", "text"]
@@ -89,7 +88,7 @@ def _same(one: Any, other: Any) -> bool:
 @cache
 def controls() -> dict[str, Control]:
     """Every control, in the order of the page."""
-    told = yaml.safe_load((Path(__file__).parent / "controls.yaml").read_text(encoding="utf-8"))
+    told = read_yaml(Path(__file__).parent / "controls.yaml")
     known = {key.name: key for key in all_keys()}
     found: dict[str, Control] = {}
     for tab, sections in told.items():

@@ -9,11 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.data.formats.base import kind_of, read_json
 from finery.data.formats.sharegpt import read_call
 from finery.data.sample import BadRecord
+from finery.files import read_yaml
 
 NAME = r"[\w.-]+"
 """A tool's name where a dialect writes it without quotes."""
@@ -155,7 +154,7 @@ def fill(text: str, **values: str) -> str:
 
 @cache
 def _texts() -> dict[str, str]:
-    return yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("texts.yaml"))
 
 
 def dialect_text(name: str) -> str:
