@@ -15,7 +15,7 @@ from finery.jobs import Job, Order, Status
 from finery.jobs.job import Course
 from finery.jobs.process import family
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 WAIT = """
 import sys, time
 from pathlib import Path
@@ -23,15 +23,20 @@ while not Path(sys.argv[1]).exists(): time.sleep(0.05)
 """
 """Works until there is the file that its first word names: tests hold on a busy machine too."""
 FAMILY = """
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-alone = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+alone = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); "
+alone += "os.close(int(sys.argv[1])); time.sleep(600)"
+up, tell = os.pipe()
 for new_session in (False, True):
-    subprocess.Popen([sys.executable, "-c", alone], start_new_session=new_session)
+    subprocess.Popen([sys.executable, "-c", alone, str(tell)], start_new_session=new_session, pass_fds=[tell])
+os.close(tell)
+os.read(up, 1)  # nothing comes: it ends when both have said that they are up
 if len(sys.argv) > 1: raise SystemExit(0)
-time.sleep(60)
+time.sleep(600)
 """
-"""Three processes that do not hear a stop, one of them in a session of its own; told to `leave`, the first does."""
+"""Three processes that do not hear a stop, one of them in a session of its own; told to `leave`, the first does, as soon as the
+others are up: what it leaves behind has only seconds."""
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def submit(code: str, *words: str, slots: tuple[str, ...] = ("one",), cwd: Path 
     return jobs.submit(Order(words, cwd or Path.cwd(), slots, **order), lambda folder: command)
 
 
-def until(holds: Callable[[], Any], seconds: float = 15) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 60) -> Any:
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, "it has not come about in time"

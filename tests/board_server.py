@@ -18,7 +18,7 @@ import pytest
 from background import own_jobs
 from finery.web.texts import LANGUAGES
 
-_STARTS_WITHIN = 90  # seconds, on a machine that does other things too
+_STARTS_WITHIN = 180  # seconds, on a machine that does other things too
 LONGEST = 180_000  # milliseconds for what a run or a model has to do first
 _LEAVING = ("AbortError", "aborted", "Connection errored out")  # what Gradio says of its own requests when a page is left
 
@@ -172,19 +172,33 @@ class Window:
         return self.page.locator(f"#{id} :is(input, textarea)").first.input_value()
 
     def until(self, id: str, pattern: str, longest: int = LONGEST) -> str:
-        """Wait until a part shows what a pattern finds; returns all that it shows then."""
-        look = "([id, pattern]) => new RegExp(pattern, 's').test(document.getElementById(id)?.innerText ?? '')"
+        """Wait until a part shows what a pattern finds; returns all that it shows then: a second look might find it drawn anew."""
+        look = """([id, pattern]) => {
+            const text = document.getElementById(id)?.innerText ?? "";
+            return new RegExp(pattern, "s").test(text) && [text];
+        }"""
         try:
-            self.page.wait_for_function(look, arg=[id, pattern], timeout=longest)
+            (shown,) = self.page.wait_for_function(look, arg=[id, pattern], timeout=longest).json_value()
         except Exception as error:
             told = self.page.locator(".toast-body").all_inner_texts()
             raise AssertionError(f"#{id} shows {self.text(id)!r}, not /{pattern}/; the page told {told}; faults: {self.faults}") from error
-        return self.text(id)
+        return shown
 
     def holds(self, id: str, value: str) -> None:
         """Wait until a field holds a value."""
         look = "([id, value]) => document.querySelector(`#${id} :is(input, textarea)`)?.value === value"
         self.page.wait_for_function(look, arg=[id, value])
+
+    def keeps(self, id: str, value: str) -> None:
+        """Wait until the browser keeps what was typed: that is written after the field was left, and a page that goes writes no more."""
+        look = "([id, value]) => String(JSON.parse(localStorage.getItem('finery-board') || '{}')[id]) === value"
+        self.page.wait_for_function(look, arg=[id.replace("-", ".", 1), value])
+
+    def is_at(self, tab: str) -> None:
+        """Wait until a tab is the one that is seen, and the address names it."""
+        look = """tab => document.getElementById(`tab-${tab}-button`)?.getAttribute("aria-selected") === "true"
+            && location.hash === `#${tab}`"""
+        self.page.wait_for_function(look, arg=tab)
 
     def no_script_ran(self) -> bool:
         """Whether no text of data, models and files became a part of the page: each of them would have set `hit`."""

@@ -40,7 +40,7 @@ ONCE = (*PHASES[:2], *PHASES[7:9])
 """Those that a process sees once."""
 LASTS = (0.8, 0.15, 0.012, 0.001, 0.015, 0.02, 0.001, 0.01, 0.05)
 """About so many seconds each of the phases: kills are to fall anywhere in them."""
-SECONDS = 120.0
+SECONDS = 300.0
 """No run takes so long."""
 LEFT_SECONDS = 10.0
 """After that, no process of a killed run is there any more."""

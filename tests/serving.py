@@ -35,6 +35,8 @@ class Scripted(Engine):
         self.most = longest
         self.names = names
         self.delay = 0.0
+        self.held_at: int | None = None  # it writes no more than so many tokens before it is `freed`
+        self.freed = threading.Event()
         self.asks: list[Ask] = []
         self.prompts: list[str] = []
         self.stopped: list[float] = []
@@ -64,6 +66,8 @@ class Scripted(Engine):
         writer = Writer(self.tokenizer, ask.options.skip_special_tokens, ask.stop)
         for number, wanted in enumerate(ids):
             time.sleep(self.delay)
+            if self.held_at is not None and self.num_written >= self.held_at:
+                self.freed.wait(120)
             if stream.cancelled:
                 self.stopped.append(time.monotonic())
                 return
@@ -127,7 +131,7 @@ def running(engine: Engine, template: Template, settings: Settings) -> Iterator[
         yield Running(address_of(taken), app.state.service, server, engine, thread)
     finally:
         server.should_exit = server.force_exit = True
-        thread.join(10)
+        thread.join(30)
         app.state.service.close()
         taken.close()
 
@@ -139,7 +143,7 @@ def template_for(tokenizer: Any, name: str, **options: Any) -> Template:
     return load_template(TemplateOptions(template=name, **options), copy.deepcopy(tokenizer))
 
 
-def until(holds: Any, seconds: float = 5.0) -> bool:
+def until(holds: Any, seconds: float = 30.0) -> bool:
     """Whether something becomes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -208,4 +212,4 @@ HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
 def post(server: Running, body: Any, path: str = "/v1/chat/completions", **words: Any) -> httpx2.Response:
-    return httpx2.post(server.url + path, json=body, timeout=20, **words)
+    return httpx2.post(server.url + path, json=body, timeout=90, **words)

@@ -25,7 +25,7 @@ from finery.training.lock import Lock
 
 Lock(Path(sys.argv[1])).take()
 print("taken", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 """A process that keeps a folder locked."""
 

@@ -20,6 +20,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 )
 def test_a_script_prints_its_figures(script: str, words: list[str], said: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, script, *words], cwd=BENCHMARKS, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, script, *words], cwd=BENCHMARKS, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [text for text in said if text not in done.stdout] == []

@@ -119,7 +119,7 @@ sys.exit(code)
 @pytest.mark.parametrize("kind, name", [("our_keys", "two keys misspelt"), ("syntax", "tab"), ("contradictions", "two ways to hold out")])
 def test_in_a_process_of_its_own_without_torch(kind: str, name: str, broken: Path) -> None:
     (case,) = (case for case in CASES[kind] if case["name"] == name)
-    done = subprocess.run([sys.executable, "-c", PROBE, *write(case, broken)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROBE, *write(case, broken)], capture_output=True, text=True, timeout=300)
     assert done.stderr.splitlines() == expected(case, broken)
     assert (done.returncode, done.stdout) == (2, "set()\n")
 

@@ -32,7 +32,7 @@ def test_training_from_a_hub(
     words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
 
     def finery(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "finery", *command], env=os.environ, capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-m", "finery", *command], env=os.environ, capture_output=True, text=True, timeout=300)
 
     with serving(hub, monkeypatch):
         trained = finery("train", *words)

@@ -33,7 +33,7 @@ def test_each_new_part_is_one_file(tmp_path: Path, keys: Callable[..., dict[str,
         words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "finery", "train", *words]
-        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr[-2000:]
         assert "train: pairs: 1 left out: a line should hold a question, a tab and an answer (pairs.txt row 8)" in result.stderr
         losses.append(json.loads((folder / "train_results.json").read_text())["train_loss"])

@@ -72,7 +72,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         finery.train({**keys, **thinks, "template": family, "output_dir": str(room / family)})
     folders = [str(room / family) for family in FAMILIES]
     command = [sys.executable, "-c", ASKING, str(room / "chats.json"), *folders]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=room)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=room)
     assert done.returncode == 0, done.stderr
     return {Path(folder).name: told for folder, told in json.loads(done.stdout.splitlines()[-1]).items()}
 

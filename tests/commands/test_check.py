@@ -161,7 +161,7 @@ def test_the_packaged_demo_data_are_clean(capsys: pytest.CaptureFixture[str]) ->
 
 def test_in_a_process_of_its_own_without_torch() -> None:
     probe = "import sys; from finery.cli import main; code = main(['check', 'bad.jsonl']); print('torch' in sys.modules); sys.exit(code)"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "False"), done.stderr
 
 

@@ -38,6 +38,7 @@ def test_the_queue_is_one_line_for_each_device(tmp_path: Path) -> None:
     """Nobody overtakes who waits for the same device, and nobody waits for another's."""
     go = tmp_path / "go"
     first = submit(WAIT, str(go), slots=("0",))
+    reach(first, "running")
     both = submit("import time; time.sleep(0.5)", slots=("0", "1"))
     late = submit("pass", slots=("1",))
     beside = submit("pass", slots=("2",))

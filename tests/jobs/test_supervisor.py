@@ -70,23 +70,27 @@ def test_a_job_is_a_session_of_its_own_and_outlives_who_started_it(tmp_path: Pat
 
 
 SAVES = """
-import signal, time
+import signal, sys, time
+from pathlib import Path
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
 print("ready", flush=True)
 while not heard: time.sleep(0.05)
 time.sleep(1)
+while not Path(sys.argv[1]).exists(): time.sleep(0.05)
 print("saved after", len(heard))
 raise SystemExit({code})
 """
+"""Goes on until it is told to stop, then for a second in which it might be told again, and until there is the file of its word."""
 
 
 @pytest.mark.parametrize(("code", "state"), [(0, "stopped"), (1, "failed")])
-def test_a_run_that_is_stopped_may_save_first(code: int, state: str) -> None:
-    job = submit(SAVES.format(code=code))
+def test_a_run_that_is_stopped_may_save_first(code: int, state: str, tmp_path: Path) -> None:
+    job = submit(SAVES.format(code=code), str(tmp_path / "go"))
     until(lambda: list(job.lines()))
     job.stop()
     assert job.status().state == "stopping"
+    (tmp_path / "go").touch()
     assert end(job).state == state
     assert list(job.lines())[-1] == "saved after 1", "told once"
 
@@ -108,6 +112,7 @@ def test_a_stop_now_leaves_nobody() -> None:
 def test_a_stop_now_after_the_leader_and_the_supervisor_are_gone() -> None:
     job = submit(FAMILY)
     until(lambda: len(list(job.lines())) == 2)
+    reach(job, "running")
     course = course_of(job)
     assert course.run
     course.supervisor.signal(signal.SIGKILL)
@@ -137,9 +142,11 @@ def test_a_killed_supervisor_takes_nothing_with_it(tmp_path: Path) -> None:
     assert (end(following).began or 0) >= (tmp_path / "all_results.json").stat().st_mtime - 0.1
 
 
-def test_without_a_supervisor_a_run_still_hears() -> None:
-    job = submit(SAVES.format(code=0))
+def test_without_a_supervisor_a_run_still_hears(tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    job = submit(SAVES.format(code=0), str(tmp_path / "go"))
     until(lambda: list(job.lines()))
+    reach(job, "running")
     course_of(job).supervisor.signal(signal.SIGKILL)
     until(lambda: job.status().why)
     job.stop()

@@ -53,7 +53,7 @@ def scripted(tokenizer: Any) -> Iterator[Running]:
     """A server that says what it is told to."""
     template = template_for(tokenizer, "qwen3")
     engine = Scripted(template, SCRIPT, names=("poet",))
-    with running(engine, template, Settings("scripted", PLAIN, body_seconds=2.0)) as found:
+    with running(engine, template, Settings("scripted", PLAIN)) as found:
         yield found
 
 
@@ -74,7 +74,7 @@ class Client:
     """OpenAI's own client, sync or async; streams come as lists."""
 
     def __init__(self, url: str, is_async: bool) -> None:
-        self.given = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, "timeout": 30.0}
+        self.given = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, "timeout": 90.0}
         self.is_async = is_async
 
     def __call__(self, path: str, **words: Any) -> Any:
@@ -124,7 +124,7 @@ def plain(tokenizer: Any) -> Any:
     return Scripted(template, dict(SCRIPT)), template
 
 
-SETTINGS = Settings("m", PLAIN, body_seconds=1.0, most_bytes=100_000)
+SETTINGS = Settings("m", PLAIN, most_bytes=100_000)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from serving import HELLO, Running, post, until
 
 
-def raw(server: Running, data: bytes, wait: float = 5.0) -> bytes:
+def raw(server: Running, data: bytes, wait: float = 20.0) -> bytes:
     """Bytes as they are, and what comes back until the server closes or is silent."""
     host, _, port = server.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=wait) as connection:
@@ -30,7 +30,7 @@ def raw(server: Running, data: bytes, wait: float = 5.0) -> bytes:
 
 def is_well(server: Running) -> bool:
     """Whether the next client is answered."""
-    return httpx2.get(f"{server.url}/health").status_code == 200
+    return httpx2.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 # ------------------------------------------------------------------ nothing is fetched, nothing is opened
@@ -129,7 +129,7 @@ def test_no_request_reads_a_file_or_an_address(serve: Any, trap: dict[str, Any])
             place = text.format(port=trap["port"])
             trap["opened"].clear()
             trap["looked_up"].clear()
-            with httpx2.Client(base_url=server.url, timeout=20) as client:
+            with httpx2.Client(base_url=server.url, timeout=90) as client:
                 for path, body in bodies(place):
                     response = client.post(path, json=body)
                     assert response.status_code in (200, 400, 404), response.text
@@ -156,7 +156,7 @@ WRONG = ["", "Bearer", "Bearer wrong", "Bearer secre", "Bearer secrets", "Basic 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/metrics", "/nowhere"])
 def test_a_wrong_key(serve: Any, path: str) -> None:
-    with serve(key="secret") as server, httpx2.Client(base_url=server.url) as client:
+    with serve(key="secret") as server, httpx2.Client(base_url=server.url, timeout=60) as client:
         for header in [None, *WRONG]:
             headers: Any = {} if header is None else {b"authorization": header.encode()}
             found = client.request("POST" if "chat" in path else "GET", path, headers=headers)
@@ -212,16 +212,17 @@ def test_bodies_that_are_too_large(serve: Any) -> None:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         assert b" 413 " in raw(server, head + b"Content-Length: 99999999999999999999999999\r\n\r\n", 1) or is_well(server)
         chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-        assert b" 413 " in raw(server, head + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + chunk * 2 + b"0\r\n\r\n", 3)
+        assert b" 413 " in raw(server, head + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + chunk * 2 + b"0\r\n\r\n")
         assert is_well(server)
 
 
 def test_a_body_that_never_comes(serve: Any) -> None:
-    with serve() as server:
+    with serve(body_seconds=1.0) as server:
         began = time.monotonic()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        found = raw(server, head + b"Content-Length: 100\r\n\r\n{", 4)
-        assert b" 408 " in found and time.monotonic() - began < 4
+        found = raw(server, head + b"Content-Length: 100\r\n\r\n{")
+        assert b" 408 " in found and b"connection: close" in found.lower()
+        assert time.monotonic() - began < 20, "the server has hung up by itself"
         assert is_well(server)
 
 
@@ -230,7 +231,7 @@ NOT_JSON = [b"", b"{", b"null", b"[]", b'"a"', b"\xff\xfe", b'{"model": "\\ud800
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
 def test_bodies_that_are_no_request(serve: Any, path: str) -> None:
-    with serve() as server, httpx2.Client(base_url=server.url) as client:
+    with serve() as server, httpx2.Client(base_url=server.url, timeout=60) as client:
         for body in NOT_JSON:
             found = client.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
             assert found.status_code == 400 and found.json()["error"]["type"] == "invalid_request_error", body[:20]
@@ -265,7 +266,7 @@ def test_schemas_that_are_heavy(serve: Any, name: str) -> None:
         began = time.monotonic()
         found = post(server, HELLO | {"response_format": form, "max_tokens": 3})
         assert (found.status_code in (200, 400, 500) and "error" in found.json()) or found.status_code == 200
-        assert time.monotonic() - began < 15 and is_well(server)
+        assert time.monotonic() - began < 60 and is_well(server)
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "<|im_end|>", "a" * 65, "", "call | start", "名"])
@@ -288,25 +289,28 @@ def test_special_tokens_in_texts_steer_nothing(serve: Any) -> None:
 
 def test_the_queue_has_an_end(serve: Any) -> None:
     with serve(most_answers=3, max_concurrent=1) as server:
-        server.engine.delay = 0.2
+        server.engine.held_at = 0  # no place becomes free before all the others are refused
         results: list[httpx2.Response] = []
         threads = [threading.Thread(target=lambda: results.append(post(server, HELLO | {"max_tokens": 4}))) for _ in range(8)]
         for thread in threads:
             thread.start()
+        refused_in_time = until(lambda: len(results) == 5)
+        server.engine.freed.set()
         for thread in threads:
             thread.join()
+        assert refused_in_time
         codes = sorted(result.status_code for result in results)
         assert set(codes) == {200, 429} and codes.count(200) >= 3
         refused = next(result for result in results if result.status_code == 429)
         assert refused.headers["retry-after"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
         assert post(server, HELLO | {"n": 4}).status_code == 400
-        server.engine.delay = 0.0
-        assert post(server, HELLO).status_code == 200 and server.service.desk.admitted == server.service.desk.running == 0
+        assert post(server, HELLO).status_code == 200
+        assert until(lambda: server.service.desk.admitted == server.service.desk.running == 0)
 
 
 def test_answers_have_a_time(serve: Any) -> None:
-    with serve(most_seconds=0.4) as server:
-        server.engine.delay = 0.1
+    with serve(most_seconds=1.0) as server:
+        server.engine.delay = 0.05  # its first token comes well within the time, the last not at all
         found = post(server, HELLO | {"messages": [{"role": "user", "content": "count"}]})
         assert found.status_code == 504 and found.json()["error"]["code"] == "timeout"
         found = post(server, HELLO | {"messages": [{"role": "user", "content": "count"}], "stream": True})

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import socket
-import time
 from typing import Any
 
 import httpx2
@@ -26,11 +25,11 @@ def test_a_client_that_goes_stops_the_engine(serve: Any, streamed: bool, path: s
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + data)
             assert until(lambda: server.engine.num_written > 4)
-            left = time.monotonic()
-        assert until(lambda: len(server.engine.stopped) == 2, 2.0), "both answers end"
-        assert max(server.engine.stopped) - left < 1.0
+            num_written = server.engine.num_written
+        assert until(lambda: len(server.engine.stopped) == 2), "both answers end"
+        assert server.engine.num_written - num_written <= 2 * 20, "within a second, by the engine's own clock: 20 tokens of each"
         assert until(lambda: server.service.desk.admitted == server.service.num_requests == 0)
-        assert "finery_cancelled_total 2" in httpx2.get(f"{server.url}/metrics").text
+        assert "finery_cancelled_total 2" in httpx2.get(f"{server.url}/metrics", timeout=60).text
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
@@ -42,7 +41,7 @@ def test_an_engine_that_fails(serve: Any, plain: Any, streamed: bool) -> None:
         assert found.status_code == 500 and found.json()["error"]["type"] == "server_error"
         assert "secret" not in found.text
         engine.fails = None
-        assert post(server, HELLO).status_code == 200 and server.service.desk.admitted == 0
+        assert post(server, HELLO).status_code == 200 and until(lambda: server.service.desk.admitted == 0)
 
 
 def test_prompts_are_logged_only_where_asked(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +78,7 @@ def test_a_client_that_never_reads_is_left() -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    asyncio.run(asyncio.wait_for(until_gone(receive, send_for_ever(), 0.05), 5))
+    asyncio.run(asyncio.wait_for(until_gone(receive, send_for_ever(), 0.05), 60))
     assert left == ["cleaned up"]
 
 

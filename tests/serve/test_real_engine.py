@@ -66,7 +66,17 @@ def test_the_real_engine_answers_many_at_once(real: Running) -> None:
 
 def test_the_real_engine_stops_when_a_stream_is_left(real: Running) -> None:
     steps: list[int] = []
-    hook = real.engine.model.register_forward_pre_hook(lambda *_: steps.append(1))
+
+    def step(*_: Any) -> None:
+        steps.append(1)
+        time.sleep(0.02)  # the whole answer would take ten seconds: time enough to leave it, on a busy machine too
+
+    def is_still() -> bool:
+        num = len(steps)
+        time.sleep(0.3)
+        return len(steps) == num
+
+    hook = real.engine.model.register_forward_pre_hook(step)
     try:
         with openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0) as client:
             words: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 480, "stream": True}
@@ -80,9 +90,6 @@ def test_the_real_engine_stops_when_a_stream_is_left(real: Running) -> None:
                 pass
             stream.close()
         assert until(lambda: real.service.desk.running == 0)
-        time.sleep(0.1)
-        num = len(steps)
-        time.sleep(0.3)
-        assert len(steps) == num < 400
+        assert until(is_still) and len(steps) < 400
     finally:
         hook.remove()

@@ -51,7 +51,7 @@ def test_examples_run(page: str, language: str, server: Running) -> None:
         return
     for code, said in zip(found, SAID[language], strict=True):
         words = [*PROGRAMS[language], code.replace("http://127.0.0.1:8000", server.url)]
-        told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        told = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
         assert told.returncode == 0 and said in told.stdout, told.stderr
 
 

@@ -120,7 +120,7 @@ def in_two_processes(given: dict[str, Any]) -> str:
     words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

@@ -104,7 +104,7 @@ def _start(keys: Keys, out: Path, **environment: str) -> "subprocess.Popen[str]"
 def test_a_process_ends_with_0_and_a_word(keys: Keys, tmp_path: Path) -> None:
     with _start(keys, tmp_path / "out") as run:
         run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=180)
     assert run.returncode == 0, said
     assert "SIGTERM: the step is finished and saved, then the run ends; once more ends it at once" in said
     assert "as it was told" in said and "Traceback" not in said
@@ -125,7 +125,7 @@ def test_a_process_that_is_told_twice_ends_at_once(keys: Keys, tmp_path: Path) -
             time.sleep(0.01)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             run.send_signal(number)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=180)
     ends = {128 + signal.SIGTERM: "SIGINT", 128 + signal.SIGINT: "SIGTERM"}
     assert run.returncode in ends, said
     assert f"{ends[run.returncode]}: the step is finished and saved, then the run ends" in said and "as it was told" not in said
@@ -136,15 +136,16 @@ def test_several_processes_save_and_end_after_the_same_step(keys: Keys, tmp_path
     """Only torchrun's own process is told; each of the others saves what it alone has, and none is left."""
     import psutil
 
-    out, deadline = tmp_path / "out", time.monotonic() + 60
+    out = tmp_path / "out"
     with _start(keys, out, FORCE_TORCHRUN="1", NPROC_PER_NODE="2") as run:
         children = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 180  # two processes take long to come up, which is no part of it
         while not (saved := steps_of(out)) or lines(out)[-1]["current_steps"] <= saved[0]:  # it has saved, and goes on
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=90)
+        _, said = run.communicate(timeout=180)
     assert run.returncode == 0, said
     assert "as it was told: the same command goes on with" in said and "Traceback" not in said
     first, last = steps_of(out)
@@ -152,7 +153,7 @@ def test_several_processes_save_and_end_after_the_same_step(keys: Keys, tmp_path
     for step in (first, last):
         files = {path.name for path in (out / f"checkpoint-{step}").iterdir()}
         assert {"rank_0.json", "rank_1.json", "optimizer.safetensors", "complete.json"} <= files
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
@@ -162,7 +163,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         "with Signals() as heard:\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert heard.stop\n"
         "    print('once', flush=True)\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "once\n")
 
 

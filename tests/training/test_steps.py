@@ -243,7 +243,7 @@ def test_whoever_prepares_samples_is_told_where_the_loop_is() -> None:
 def in_two_processes(given: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     words = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", "finery", "train", *words], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_two_processes_give_the_gradient_of_one(keys: Callable[..., dict], tmp_path: Path, tiny_model: Path) -> None:

@@ -110,7 +110,7 @@ def test_an_export_is_a_job_and_its_report_comes_by_itself(tab: Drawn) -> None:
     job = find(tab.held["export.job"])
     assert (job.name, job.output_dir, job.slots) == ("export-plain", "exports/plain", ["cpu"])
     assert (job.command[3:5], Path(job.cwd)) == (["finery", "export"], tab.board.roots.home)
-    until(lambda: job.status().has_ended, 180)
+    until(lambda: job.status().has_ended, 300)
     assert job.status().state == "finished", list(job.lines())
     tab.press("export.progress", "change")
     assert tab.held["export.result_of"] == "exports/plain"
@@ -134,7 +134,7 @@ def test_a_failed_export_is_shown_as_failed(tab: Drawn, tmp_path: Path) -> None:
     put(tmp_path / "exports" / "one", told(GOOD))
     os.utime(tmp_path / "exports" / "one" / "parity.json", (1, 1))
     job = submit("raise SystemExit(1)", cwd=tmp_path, output_dir="exports/one", name="export-one")
-    until(lambda: job.status().has_ended)
+    until(lambda: job.status().has_ended, 60)
     tab.press("export.job", "change", export__job=job.id)
     assert not tab.held["export.report"], "there is none yet"
     put(tmp_path / "exports" / "one-failed", told(BAD))

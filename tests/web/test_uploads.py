@@ -1,6 +1,7 @@
 """Files that are sent to a board's page: real requests to a real server, friendly and not."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -99,7 +100,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(port: int, headers: dict
     if "transfer_encoding" in headers:  # a chunk, as the protocol has it
         sent = b"%x\r\n%s\r\n" % (len(sent), sent)
     assert send(port, sent, **headers)[0] == status
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # whoever waited for the rest would answer never: `send` gives up after 20
     assert stored() == before
 
 
@@ -114,7 +115,8 @@ def test_no_more_than_the_limit_is_kept(port: int, files: list[tuple[str, bytes]
 def test_more_than_was_said_is_not_kept(port: int) -> None:
     before = sum(stored().values())
     sent = body(("a.jsonl", b"x" * LIMIT))
-    send(port, sent[:400_000], content_length="300")
+    with contextlib.suppress(ConnectionError):  # the server may hang up while the rest is still being sent
+        send(port, sent[:400_000], content_length="300")
     assert sum(stored().values()) - before <= 300
 
 

@@ -52,6 +52,10 @@ def bubbles(page: Any) -> list[str]:
     return [text.strip() for text in page.locator(f"{USER}, {BOT}").all_inner_texts()]
 
 
+def lines(page: Any) -> set[str]:
+    return {line.strip() for line in page.inner_text("body").splitlines() if line.strip()}
+
+
 def shows(page: Any, right: Callable[[list[str]], bool]) -> None:
     """The talk is as it should be; its parts are drawn one after the other, so that a look may come too early."""
     assert until(lambda: right(bubbles(page)), 15), bubbles(page)
@@ -137,6 +141,7 @@ def test_tags_are_text_and_nothing_runs(opened: Open) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     say(page, 'attack <script>window.hit = 1</script> <img src=x onerror="window.hit = 1">')
+    shows(page, lambda said: len(said) == 2 and "fenced" in said[1])
     user, bot = bubbles(page)
     assert user == 'attack <script>window.hit = 1</script> <img src=x onerror="window.hit = 1">'
     assert '<script>window.hit = 1</script><img src="http://192.0.2.1/x.png" onerror="window.hit = 1">' in bot
@@ -201,12 +206,14 @@ def test_every_text_changes_with_the_language(opened: Open) -> None:
     page = opened()
     say(page, "hello")
     page.click("#more button")
-    before = {line.strip() for line in page.inner_text("body").splitlines() if line.strip()}
+    before = lines(page)
     page.click("#language input")
     page.get_by_role("option", name="中文").click()
     page.wait_for_function("document.querySelector('#send')?.innerText.includes('发送')")
-    after = {line.strip() for line in page.inner_text("body").splitlines() if line.strip()}
-    assert before & after <= {"hello", "Hi there, 你好!", "model", "0", "1", "-2", "2", "▼"}
+    page.wait_for_function("document.querySelector('#how')?.innerText.includes('个 token')")
+    page.wait_for_selector("#message textarea[placeholder='回车发送，Shift+回车换行']")
+    same = {"hello", "Hi there, 你好!", "model", "0", "1", "-2", "2", "▼"}
+    assert until(lambda: before & lines(page) <= same, 15), before & lines(page)
     assert page.get_attribute("#message textarea", "placeholder") == "回车发送，Shift+回车换行"
     assert "个 token" in page.inner_text("#how")
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -127,10 +128,10 @@ def _followed(pattern: str) -> re.Pattern[str] | None:
     r"""A pattern whose kinds of characters (`\p{L}`) are spelled out, as far as the alphabet goes."""
     pieces, inside = [], False
     for piece in re.findall(r"\\[pP]\{\w+\}|\\.|.", pattern, re.DOTALL):
-        if piece.startswith("\\P{"):
-            return None
-        if piece.startswith("\\p{"):
+        if piece.startswith(("\\p{", "\\P{")):
             kind = piece[3:-1]
+            if piece[1] == "P" or not re.fullmatch("[LMNPSZC][a-z]?", kind):  # such as scripts
+                return None
             characters = "".join(re.escape(one) for one in _ALPHABET if unicodedata.category(one).startswith(kind))
             if not inside and not characters:
                 return None
@@ -141,6 +142,9 @@ def _followed(pattern: str) -> re.Pattern[str] | None:
     if not pieces or re.search(r"\(\?<|\\[1-9bBAzZG]", pattern):
         return None
     try:
-        return re.compile("".join(pieces))
-    except re.error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # told of what Python may come to read otherwise, such as sets in sets
+            found = re.compile("".join(pieces))
+    except (re.error, Warning):
         return None
+    return None if found.groups else found  # of groups, `findall` would give the parts

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finery.compat import is_first, num_ranks
+from finery.compat import free_memory, is_first, num_ranks
 from finery.data.load import DataOptions, Sets
 from finery.errors import Stopped, UserError
 from finery.log import get_logger
@@ -122,6 +122,7 @@ class Work:
             self.proof["best"] = f"the best weights, of step {best}, could not be kept; these are those of step {trainer.state.global_step}"
             log.warning("%s", self.proof["best"])
         if self.loop.save_verify and is_first():
+            free_memory()  # of the last step: the model is loaded once more beside the trained one
             order = self.trainer.order.at(0, 0, 4 * self.trainer.step_size).tolist()  # type: ignore[union-attr]
             self.proof["saved"] = self.session.reopen(batch_of(self.trainer.train_dataset, order))
             log.info("%s", self.proof["saved"])
