@@ -11,7 +11,6 @@ from pathlib import Path
 from finery import __version__, compat
 from finery.commands import command_names
 from finery.errors import Stopped, UserError, suggestion
-from finery.files import read_yaml
 
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 """What a disk or a mount is at fault for, wherever it is met."""
@@ -64,6 +63,7 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _unknown(name: str) -> str:
+    from finery.files import read_yaml
 
     later = read_yaml(Path(__file__).with_name("not_yet.yaml"))["commands"]
     if name in later:

@@ -174,9 +174,7 @@ def free_memory() -> None:
     import gc
 
     gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+    _tell_malloc("malloc_trim", 0)
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
@@ -203,7 +201,7 @@ _LARGE, _USUAL = 1 << 20, 32 << 20  # bytes; glibc itself raises its threshold u
 def give_back_memory() -> None:
     """Have memory of a megabyte or more go back to the system when it is let go, in this process: where glibc chooses by itself, what lives
     long lies between what does not, and a server's memory grows for hours."""
-    _returned_from(_LARGE)
+    _tell_malloc("mallopt", _M_MMAP_THRESHOLD, _LARGE)
 
 
 @contextmanager
@@ -211,14 +209,15 @@ def large_blocks_returned() -> Iterator[None]:
     """Large blocks of memory go back to the system as soon as they are freed. glibc keeps them otherwise, and where small ones that stay
     lie between them, a program that never holds more than a layer grows to the size of the model. Elsewhere than on glibc, nothing is done.
     """
-    _returned_from(_LARGE)
+    _tell_malloc("mallopt", _M_MMAP_THRESHOLD, _LARGE)
     try:
         yield
     finally:
-        _returned_from(_USUAL)
+        _tell_malloc("mallopt", _M_MMAP_THRESHOLD, _USUAL)
 
 
-def _returned_from(size: int) -> None:
+def _tell_malloc(call: str, *words: int) -> None:
+    """Call one of glibc's own functions; elsewhere nothing is done."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
+            getattr(ctypes.CDLL(None), call)(*words)

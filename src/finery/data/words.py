@@ -16,7 +16,7 @@ from typing import Any
 
 Encode = Callable[[list[str]], list[list[int]]]
 
-_LETTERS = "".join(chr(code) for code in [*range(0xC0, 0x17F)] if code not in (0xD7, 0xF7, 0x130, 0x131, 0x149))
+_LETTERS = "".join(chr(code) for code in range(0xC0, 0x17F) if code not in (0xD7, 0xF7, 0x130, 0x131, 0x149))
 _SIGNS = "¡¢£§©«®°±·»¿×÷–—‘’“”•…€™"
 _ALPHABET = "\t\n\r" + "".join(map(chr, range(0x20, 0x7F))) + _LETTERS + _SIGNS
 """Characters whose kind is the same in every version of Unicode and of the libraries that match patterns, and that no normalization to

@@ -38,28 +38,29 @@ def make_fast(model: Any, kernels: Mapping[str, OptionGroup], choices: Choices, 
     differ, rows are padded; where they differ still, nothing is put in place. Both are said. Choices of an earlier session are obeyed:
     the kernels that it gave up are not put in place.
     """
-    base, fast, patches = bare(model), Fast(), Patches()
-    teach(base)
-    tries = _Trial(model, base, autocast)
-    any_on = any(KERNELS[name](given).is_on for name, given in kernels.items())
-    # what a checkpoint tells was tried when its run began
-    plain = None if choices.knows(PACKS) or not any_on else tries.measure("apart")
-    for name in KERNELS.names():
-        if name != PACKS and (given_up := choices.remembered.get(name)):
-            fast.left[name] = given_up.why
-            choices.change(name, False, given_up.why, given_up.step)
-        elif name != PACKS:
-            _place(name, kernels[name], base, patches, fast)
-    packing = Patches()
-    if choices.settle(PACKS, lambda: (True, "a trial of the first layers gave the same")):
-        fast.end_to_end = _place(PACKS, kernels[PACKS], base, packing, fast)
-    if plain is not None and fast.end_to_end and (found := tries.difference(plain, "packed")):
-        _give_up(PACKS, found, packing, fast)
-    if plain is not None and not fast.end_to_end and (found := tries.difference(plain, "padded")):
-        for name in list(fast.places):
-            _give_up(name, found, patches, fast)
-            choices.change(name, False, found, 0)
+    with in_mode(model, training=False):  # once for all trials: dropout would differ from call to call
+        base, fast, patches = bare(model), Fast(), Patches()
         teach(base)
+        tries = _Trial(model, base, autocast)
+        any_on = any(KERNELS[name](given).is_on for name, given in kernels.items())
+        # what a checkpoint tells was tried when its run began
+        plain = None if choices.knows(PACKS) or not any_on else tries.measure("apart")
+        for name in KERNELS.names():
+            if name != PACKS and (given_up := choices.remembered.get(name)):
+                fast.left[name] = given_up.why
+                choices.change(name, False, given_up.why, given_up.step)
+            elif name != PACKS:
+                _place(name, kernels[name], base, patches, fast)
+        packing = Patches()
+        if choices.settle(PACKS, lambda: (True, "a trial of the first layers gave the same")):
+            fast.end_to_end = _place(PACKS, kernels[PACKS], base, packing, fast)
+        if plain is not None and fast.end_to_end and (found := tries.difference(plain, "packed")):
+            _give_up(PACKS, found, packing, fast)
+        if plain is not None and not fast.end_to_end and (found := tries.difference(plain, "padded")):
+            for name in list(fast.places):
+                _give_up(name, found, patches, fast)
+                choices.change(name, False, found, 0)
+            teach(base)
     if fast.places:
         log.info("kernels: %s", ", ".join(f"{name} in {count}" for name, count in sorted(fast.places.items())))
     if not fast.end_to_end:
@@ -115,8 +116,7 @@ class _Trial:
         batches = [lay(self.rows)] if how == "packed" else [pad(self.rows)] if how == "padded" else [pad([row]) for row in self.rows]
         device = self.base.device
         autocast = torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
-        # dropout would differ from call to call
-        with in_mode(self.model, training=False), first_layers(self.base) as layers, autocast:
+        with first_layers(self.base) as layers, autocast:
             trained = [p for p in layers.parameters() if p.requires_grad]
             total, gradients = 0.0, [torch.zeros_like(p, dtype=torch.float32) for p in trained]
             for batch in batches:

@@ -22,7 +22,6 @@ from finery.methods.base import Method
 from finery.models.adapters.base import Adapter, num_trained, set_trainable
 from finery.models.ending import save_stop_tokens
 from finery.models.head import bare
-from finery.models.kernels.base import in_mode
 from finery.models.lineage import write_lineage
 from finery.models.load import ModelOptions, locate_adapters, locate_model, upcast_norms
 from finery.models.precision import choose_precision
@@ -219,8 +218,7 @@ class Session:
         found = fit(model, longest, device, asked)
         self.choices.settle("gradient_checkpointing", lambda: (found.recompute, found.why))
         self.choices.settle("token_budget", lambda: (found.token_budget, found.why))
-        with in_mode(model, training=False):  # once for all trials, whose results dropout would change
-            self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)
+        self.fast = make_fast(model, kernels, self.choices, self.precision.autocast)
         self.choices.settle("micro_batches_at_once", lambda: self._at_once(model, device))
         if self.model.print_param_status and is_first():
             log.info("parameters:\n%s", "\n".join(weight_lines(model)))
